@@ -1,0 +1,21 @@
+"""One live upstream, shared by many consumers in one process, on asyncio and on trio."""
+
+from anyio_sharedstream._exceptions import PollTerminated, SharedStreamError, SubscriberOverflow
+from anyio_sharedstream._manager import DEFAULT_MAX_BUFFER_SIZE, SharedStreamManager
+from anyio_sharedstream._source import SharedSource, shared_source
+from anyio_sharedstream._statistics import GroupStatistics, ManagerStatistics, SubscriptionStatistics
+from anyio_sharedstream._subscription import Subscription
+
+__all__ = [
+    "DEFAULT_MAX_BUFFER_SIZE",
+    "GroupStatistics",
+    "ManagerStatistics",
+    "PollTerminated",
+    "SharedSource",
+    "SharedStreamError",
+    "SharedStreamManager",
+    "SubscriberOverflow",
+    "Subscription",
+    "SubscriptionStatistics",
+    "shared_source",
+]

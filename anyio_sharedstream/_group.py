@@ -1,0 +1,229 @@
+"""One group: everything that exists for one key while its upstream lives. Its state, and no awaiting.
+
+Relies on `_mailbox` to deliver. The poll task (`_poll`) drives the upstream and calls in here; subscribers call in here through
+the manager and their subscriptions. Every method is synchronous, so whatever one of them decides is done before any other task
+can look. A group's states have exactly these ways on::
+
+    waiting --> opening --> live --> closing
+       |           |                  ^
+       +-----------+------------------+
+
+*Closing* and *evicted* are the same moment: the key is free, and the next subscriber of the key starts a group of its own, which
+waits until this one has closed. Three things evict: the last subscriber leaves or fails, a stop, the end of the iteration. The
+first two are requests, and also cancel the group's scope; after the third, subscribers stay until the upstream has closed, for
+what they are told is what finally leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
+
+from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, without
+from anyio_sharedstream._logging import Level, Log
+from anyio_sharedstream._mailbox import Mailbox, deliver
+from anyio_sharedstream._source import SharedSource
+from anyio_sharedstream._statistics import GroupState, GroupStatistics
+
+__all__ = ["Group", "Owner"]
+
+
+class Owner(Protocol):
+    """What a group knows of its manager."""
+
+    log: Log
+
+    def evicted(self, group: Group, /) -> None:
+        """The group's key is free from now on."""
+
+    def closed(self, group: Group, /) -> None:
+        """The group's upstream has closed, and nothing of the group runs any more."""
+
+    def abort(self, error: BaseException, /) -> None:
+        """Stop everything, and let *error* leave the manager as itself."""
+
+
+class Group:
+    """The subscribers of one key, what they are sent, and how it ends."""
+
+    def __init__(self, source: SharedSource[Any], owner: Owner, earlier: tuple[Group, ...]) -> None:
+        self.key: Hashable = source.key
+        self.source = source
+        self.earlier = earlier
+        """the groups of the same key that had not closed when this one was made"""
+        self.state: GroupState = "waiting"
+        self.scope = CancelScope()
+        self.closed = Event()
+        self._owner = owner
+        self._mailboxes: dict[Hashable, Mailbox[Any]] = {}
+        self._gathered: list[Any] = []
+        self._published = 0
+        self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
+        self._concluded = False  # the iteration ended for a reason of its own, which is `_failure` if it raised
+        self._failure: BaseException | None = None
+        self._finished = False
+
+    # Subscribers.
+
+    @property
+    def evicted(self) -> bool:
+        return self.state == "closing"
+
+    def join(self, mailbox: Mailbox[Any]) -> None:
+        subscriber_id = mailbox._subscriber_id
+        if subscriber_id in self._mailboxes:
+            raise RuntimeError(
+                f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
+            )
+        self._mailboxes[subscriber_id] = mailbox
+
+    def leave(self, mailbox: Mailbox[Any]) -> bool:
+        """Unregister; True if that leaves nobody, which cancels the upstream."""
+        # The mailbox itself decides, not its id: the id may be somebody else's by now.
+        if self._mailboxes.get(mailbox._subscriber_id) is not mailbox:
+            return False
+        del self._mailboxes[mailbox._subscriber_id]
+        if self._mailboxes:
+            return False
+        self._cancel()
+        return True
+
+    # Publishing.
+
+    def gather(self, event: Any) -> None:
+        self._gathered.append(event)
+
+    def flush(self) -> bool:
+        """Publish what was gathered; True if there was anything. Never raises: it runs inside the source's suspensions."""
+        if not self._gathered:
+            return False
+        chunk = tuple(self._gathered)
+        self._gathered.clear()
+        self._published += len(chunk)
+        refused = deliver(chunk, self._mailboxes.values())
+        if refused:
+            self._overflow(refused)
+        return True
+
+    def _overflow(self, mailboxes: list[Mailbox[Any]]) -> None:
+        for mailbox in mailboxes:
+            del self._mailboxes[mailbox._subscriber_id]
+            mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
+        if not self._mailboxes:
+            self._cancel()
+        # Last, for a logger is foreign code and may call back.
+        for mailbox in mailboxes:
+            self._log("warning", "subscriber overflowed", subscriber=mailbox._subscriber_id, bound=mailbox._max_buffer_size)
+
+    # Opening and ending.
+
+    def advance(self, state: GroupState) -> None:
+        """Go on to "opening" or "live", unless the group was evicted on the way."""
+        if not self.evicted:
+            self.state = state
+
+    def stop(self) -> None:
+        """End on request: subscribers receive what was published, then the end of the stream, and the upstream is cancelled.
+
+        A group that is closing because its upstream has failed still tells its subscribers so; its clean-up is cancelled.
+        """
+        self.flush()
+        self._cancel()
+        if self._requested:
+            self._dismiss(EndOfStream())
+
+    def _cancel(self) -> None:
+        self._requested = self._requested or not self.evicted
+        self._evict()
+        self.scope.cancel()
+
+    def _evict(self) -> None:
+        if not self.evicted:
+            self.state = "closing"
+            self._owner.evicted(self)
+
+    def iteration_ended(self, failure: BaseException | None) -> None:
+        """Nothing more will come. What was gathered is published, and the key is free before the clean-up begins."""
+        self.flush()
+        self._concluded = not _is_cancellation(failure)
+        self._failure = failure
+        self._evict()
+
+    def finish(self, error: BaseException | None, manager_cancelled: bool) -> None:
+        """The upstream has closed: tell those who are still here. Only the first call counts."""
+        if self._finished:
+            return
+        self._finished = True
+        self.flush()
+        self._evict()
+        if _is_cancellation(error):
+            if self._concluded:
+                error = self._failure  # only the clean-up was cut short
+            elif manager_cancelled:
+                self._requested = True  # what surrounds the manager ends everything in it
+        failure = without(error, get_cancelled_exc_class())
+        if self._requested:
+            self._dismiss(EndOfStream())
+            self.clean_up_failed(failure)
+            return
+        terminal = self._terminal(error, failure)
+        self._dismiss(terminal)
+        self._log("error", "poll failed", exc_info=terminal)
+        if failure is not None and not isinstance(failure, Exception):
+            self._owner.abort(failure)
+
+    def _terminal(self, error: BaseException | None, failure: BaseException | None) -> BaseException:
+        if isinstance(failure, Exception) and not isinstance(failure, STREAM_SIGNALS):
+            return failure
+        if error is None:
+            reason = "it returned, and a source runs until it is cancelled"
+        elif failure is None:
+            reason = "it was cancelled, and nobody had asked for that"
+        else:
+            reason = f"it raised {type(failure).__name__}"
+        terminated = PollTerminated(self.key, reason)
+        terminated.__cause__ = error or self._failure
+        return terminated
+
+    def _dismiss(self, reason: BaseException) -> None:
+        terminal = Terminal(reason)
+        for mailbox in self._mailboxes.values():
+            mailbox._end(terminal)
+        self._mailboxes.clear()
+
+    def clean_up_failed(self, error: BaseException | None) -> None:
+        """Report what was raised while the upstream was being closed, cancellations aside."""
+        # A generator that was closed while it held a task group over its yield leaves its GeneratorExit in a group.
+        failure = without(error, get_cancelled_exc_class(), GeneratorExit)
+        if isinstance(failure, Exception):
+            self._log("error", "clean-up failed", exc_info=failure)
+        elif failure is not None:
+            self._owner.abort(failure)
+
+    def started(self) -> None:
+        self._log("info", "group started")
+
+    def close(self) -> None:
+        """Nothing of the group runs any more: later groups of the key may open."""
+        self.closed.set()
+        self._owner.closed(self)
+        self._log("info", "group stopped")
+
+    # Looking.
+
+    def _log(self, level: Level, event: str, **values: object) -> None:
+        self._owner.log.write(level, event, key=self.key, **values)
+
+    def statistics(self) -> GroupStatistics:
+        return GroupStatistics(
+            key=self.key,
+            state=self.state,
+            events_published=self._published,
+            subscriptions=tuple(mailbox._statistics() for mailbox in self._mailboxes.values()),
+        )
+
+
+def _is_cancellation(error: BaseException | None) -> bool:
+    return error is not None and without(error, get_cancelled_exc_class()) is None

@@ -1,0 +1,58 @@
+"""Where the library's few log lines go.
+
+Relies on structlog. A line never harms what it reports on: it is written after the state has changed, and a logger that
+fails is reported, not raised into the middle of a publication.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import BindableLogger, EventDict
+
+__all__ = ["Level", "Log"]
+
+Level = Literal["info", "warning", "error"]
+
+_standard_logger = logging.getLogger("anyio_sharedstream")
+
+
+class Log:
+    """Writes to the logger that the application gave; else to structlog's own, if configured; else to the standard one."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self, given: BindableLogger | None) -> None:
+        self._given = given
+
+    def write(self, level: Level, event: str, **values: object) -> None:
+        try:
+            getattr(self._logger(), level)(event, **values)
+        except Exception:
+            # logging.Logger never raises for a handler that fails, so this cannot come back here.
+            _standard_logger.exception("the application's logger failed on %r", event)
+
+    def _logger(self) -> Any:
+        if self._given is not None:
+            return self._given
+        # Asked at every line, for an application may configure structlog after it has made the manager. Unconfigured,
+        # structlog prints to standard output, which may be somebody's data.
+        return structlog.get_logger("anyio_sharedstream") if structlog.is_configured() else _standard
+
+
+def _to_standard_library(_logger: Any, _method: str, event_dict: EventDict) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Give the standard library a message that can be read as it is, and the values as attributes of the record."""
+    exc_info = event_dict.pop("exc_info", None)
+    event = event_dict.pop("event")
+    text = " ".join(f"{name}={value!r}" for name, value in event_dict.items())
+    return ("%s %s", event, text), {"exc_info": exc_info, "extra": dict(event_dict)}
+
+
+_standard: Any = structlog.wrap_logger(
+    _standard_logger,
+    processors=[structlog.stdlib.filter_by_level, _to_standard_library],
+    wrapper_class=structlog.stdlib.BoundLogger,
+    context_class=dict,
+)

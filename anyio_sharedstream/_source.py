@@ -1,0 +1,125 @@
+"""What to open, under which key: `SharedSource`, the `shared_source` decorator, and opening a source.
+
+Relies on nothing else in the package. A source is a value and holds no connection, so it may be made as often as convenient.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+
+__all__ = ["OpenedSource", "SharedSource", "iterate", "open_source", "shared_source"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+OpenedSource = AsyncIterable[T] | AbstractAsyncContextManager[AsyncIterable[T]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedSource(Generic[T_co]):
+    """What to open, and under which key; subscribers whose keys compare equal share one upstream.
+
+    :raises ValueError: the key is None
+    :raises TypeError: the key is not hashable, or *open* cannot be called
+    """
+
+    key: Hashable
+    """hashable and not None"""
+    open: Callable[[], OpenedSource[T_co]]
+    """Called without arguments, once per group, in the manager's tasks and context. It returns an async iterable (a generator, an
+    anyio receive stream, ...) or an async context manager that gives one. What it returns is closed by the library."""
+
+    def __post_init__(self) -> None:
+        if self.key is None:
+            raise ValueError("key must not be None: it names the upstream that subscribers share")
+        try:
+            hash(self.key)
+        except TypeError as exc:
+            raise TypeError(f"key must be hashable, and {self.key!r} is not ({exc}); use a tuple or a string") from None
+        if not callable(self.open):
+            raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The key of a decorated function's source: the function and its bound arguments."""
+
+    function: Callable[..., Any]
+    arguments: tuple[tuple[str, Hashable], ...]
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
+        return f"{self.function.__qualname__}({arguments})"
+
+
+@overload
+def shared_source(function: Callable[P, OpenedSource[T]], /) -> Callable[P, SharedSource[T]]: ...
+@overload
+def shared_source() -> Callable[[Callable[P, OpenedSource[T]]], Callable[P, SharedSource[T]]]: ...
+def shared_source(function: Callable[..., OpenedSource[Any]] | None = None, /) -> Callable[..., Any]:
+    """Turn an async generator function into a factory of sources; used as ``@shared_source`` or ``@shared_source()``.
+
+    The key is the function and its bound arguments with defaults applied, so ``prices("BTC")`` and ``prices(symbol="BTC")``
+    share one upstream. Any function that returns what `SharedSource.open` may return can be decorated, one made by
+    `contextlib.asynccontextmanager` included; a method's key contains its instance. The factory raises `TypeError` for arguments
+    that do not bind or are not hashable.
+
+    :raises TypeError: *function* cannot be called, or is a coroutine function
+    """
+    return _factory if function is None else _factory(function)
+
+
+def _factory(function: Callable[P, OpenedSource[T]]) -> Callable[P, SharedSource[T]]:
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise TypeError(f"shared_source decorates an async generator function (`async def` with `yield`), not {function!r}")
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def source(*args: P.args, **kwargs: P.kwargs) -> SharedSource[T]:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{function.__qualname__}{signature} cannot be called so: {exc}") from None
+        bound.apply_defaults()
+        arguments = tuple((name, _hashable(name, value, signature)) for name, value in bound.arguments.items())
+        return SharedSource(key=_Call(function, arguments), open=functools.partial(function, *bound.args, **bound.kwargs))
+
+    return source
+
+
+def _hashable(name: str, value: Any, signature: inspect.Signature) -> Hashable:
+    if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+        # A dictionary, in the order in which the caller happened to write it.
+        value = tuple(sorted(value.items()))
+    try:
+        hash(value)
+    except TypeError as exc:
+        raise TypeError(f"argument {name}={value!r} is part of the key and must be hashable ({exc})") from None
+    return cast(Hashable, value)
+
+
+def open_source(source: SharedSource[T]) -> OpenedSource[T]:
+    """Call the source's ``open``; a `TypeError` if that gives something that cannot be iterated or entered."""
+    opened = source.open()
+    if not isinstance(opened, AbstractAsyncContextManager | AsyncIterable):
+        raise _unusable(opened, f"open() of {source.key!r}")
+    return opened
+
+
+def iterate(iterable: AsyncIterable[T], key: Hashable) -> AsyncIterator[T]:
+    """Get the iterator of what was opened; a `TypeError` if a context manager gave something else."""
+    if not isinstance(iterable, AsyncIterable):
+        raise _unusable(iterable, f"the context manager that open() of {key!r} returned")
+    return aiter(iterable)
+
+
+def _unusable(given: object, giver: str) -> TypeError:
+    if inspect.iscoroutine(given):
+        given.close()  # it will never be awaited, and need not warn of that as well
+    return TypeError(f"{giver} must give an async iterable or an async context manager that gives one, not {given!r}")

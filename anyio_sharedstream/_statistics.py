@@ -1,0 +1,51 @@
+"""What can be seen from outside: frozen snapshots, taken when somebody asks and costing nothing before."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["GroupState", "GroupStatistics", "ManagerStatistics", "SubscriptionStatistics"]
+
+GroupState = Literal["waiting", "opening", "live", "lingering", "restarting", "draining", "closing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionStatistics:
+    """One subscriber's buffer at one moment."""
+
+    subscriber_id: Hashable
+    """the caller's id, or the one that was generated"""
+    current_buffer_used: int
+    """events published to this subscriber that it has not taken yet"""
+    peak_buffer_used: int
+    """the largest number that `current_buffer_used` has had"""
+    max_buffer_size: float
+    """the bound, in events; a turn of the source may exceed it when everything before had been taken"""
+    events_received: int
+    """events that this subscriber has taken"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStatistics:
+    """One key's upstream and its subscribers at one moment."""
+
+    key: Hashable
+    """the key that the subscribers share"""
+    state: GroupState
+    """"waiting" for the key's earlier upstream to close, "opening", "live" or "closing" """
+    events_published: int
+    """events published since the group started"""
+    subscriptions: tuple[SubscriptionStatistics, ...]
+    """the registered subscribers, in the order in which they joined"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerStatistics:
+    """Everything that a manager runs at one moment."""
+
+    groups: Mapping[Hashable, GroupStatistics]
+    """the groups that accept subscribers, by key"""
+    closing: tuple[GroupStatistics, ...]
+    """the groups on their way out; a key may have several, and a group in `groups` besides"""

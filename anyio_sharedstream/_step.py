@@ -1,0 +1,65 @@
+"""One step of an iterator, watched: what was gathered is published before the step suspends the poll task.
+
+Relies on nothing else in the package. Events that a source yields without suspending can be published together: no other task
+runs in between, so nobody can tell, except by the cost. That holds only if nothing stays unpublished when the poll task lets
+go, and only the suspension itself says when that is. So a `Step` stands between the task and the awaitable of ``__anext__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from anyio.lowlevel import cancel_shielded_checkpoint
+
+__all__ = ["Step"]
+
+T = TypeVar("T")
+
+
+class Step(Generic[T]):
+    """An awaitable that behaves as *awaitable*, and calls *before_suspending* once before the first suspension.
+
+    With *settle*, a first suspension in which *before_suspending* returned true is followed by one more turn of the event
+    loop, so that the tasks it woke have all run before the source goes on: trio may run the poll task before them.
+    """
+
+    __slots__ = ("_awaitable", "_before_suspending", "_settle", "suspended")
+
+    def __init__(self, awaitable: Awaitable[T], before_suspending: Callable[[], bool], settle: bool) -> None:
+        self._awaitable = awaitable
+        self._before_suspending = before_suspending
+        self._settle = settle
+        self.suspended = False
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        inner: Any = self._awaitable.__await__()
+        try:
+            signal = next(inner)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        self.suspended = True
+        settle = self._before_suspending() and self._settle
+        # From here on this is `yield from inner` as PEP 380 spells it out: an iterator need have neither `send` nor `throw`.
+        while True:
+            try:
+                sent = yield signal
+                if settle:
+                    # On trio a cancellation arrives as a value too, and is passed on after the turn like any other.
+                    settle = False
+                    yield from cancel_shielded_checkpoint().__await__()
+            except GeneratorExit:
+                if hasattr(inner, "close"):
+                    inner.close()
+                raise
+            except BaseException as exc:
+                if not hasattr(inner, "throw"):
+                    raise
+                resume = partial(inner.throw, exc)
+            else:
+                resume = inner.__next__ if sent is None else partial(inner.send, sent)
+            try:
+                signal = resume()
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]

@@ -1,0 +1,214 @@
+"""A subscriber's end: the awaiting half of receiving, and entering and leaving.
+
+Relies on `_mailbox` for every change of state; what is here awaits around those changes. It holds no cancel scope and no task
+group, so it may be held over a ``yield``, be closed from another task, or be left to an exit stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from anyio import EndOfStream, Event, get_cancelled_exc_class
+from anyio.abc import ObjectReceiveStream
+
+from anyio_sharedstream._mailbox import Mailbox
+from anyio_sharedstream._parking import Backend
+from anyio_sharedstream._statistics import SubscriptionStatistics
+
+__all__ = ["Batches", "Host", "Registry", "Subscription"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Host(Protocol):
+    """What a subscription knows of its group."""
+
+    closed: Event
+
+    def leave(self, subscription: Subscription[Any], /) -> bool:
+        """Unregister; True if nobody else is left and the upstream is on its way out."""
+
+
+class Registry(Protocol):
+    """What a subscription knows of its manager."""
+
+    def join(self, subscription: Subscription[Any], source: Any, /) -> tuple[Host, Backend]:
+        """Register with the group of the source's key; starts one if there is none."""
+
+
+class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
+    """One subscriber's end of a shared upstream: an `anyio.abc.ObjectReceiveStream` with a bounded buffer of its own.
+
+    Made by `SharedStreamManager.subscribe`, and registered from entering (``async with``) until leaving. It gives exactly the
+    events published in between, in order, and then exactly one terminal, which every later receive repeats: the upstream's own
+    exception, `PollTerminated`, `SubscriberOverflow`, or the end of the stream.
+    """
+
+    __slots__ = ("_host", "_key", "_last_of", "_registry", "_source")
+
+    def __init__(self, registry: Registry, source: Any, key: Hashable, subscriber_id: Hashable, max_buffer_size: float) -> None:
+        super().__init__(subscriber_id, max_buffer_size)
+        self._registry: Registry | None = registry
+        self._source = source
+        self._key = key
+        self._host: Host | None = None
+        self._last_of: Host | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """The key of the shared upstream."""
+        return self._key
+
+    @property
+    def subscriber_id(self) -> Hashable:
+        """The id given to `SharedStreamManager.subscribe`, or a generated one that equals no other."""
+        return self._subscriber_id
+
+    def statistics(self) -> SubscriptionStatistics:
+        """Return a snapshot of this subscriber's buffer."""
+        return self._statistics()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._subscriber_id!r} of {self._key!r}>"
+
+    async def receive(self) -> T_co:
+        """Return the next event, waiting for one if there is none.
+
+        With events ready it may return without yielding to the event loop, but yields at least once in 64 events. If a
+        cancellation is raised here, a scope's or a native one, no event was taken.
+
+        :raises ~anyio.EndOfStream: the upstream was stopped, and everything before has been received
+        :raises ~anyio.ClosedResourceError: this subscription was closed
+        :raises ~anyio.BusyResourceError: another task is receiving
+        :raises PollTerminated: the upstream stopped without an error of its own
+        :raises SubscriberOverflow: this subscriber fell too far behind
+        :raises Exception: whatever ended the upstream, as a copy of this subscriber's own
+        """
+        while (waiter := self._load(True)) is not None:
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+        index = self._index
+        self._index = index + 1
+        return self._chunk[index]
+
+    def receive_nowait(self) -> T_co:
+        """Return the next event if there is one.
+
+        :raises ~anyio.WouldBlock: there is nothing to receive yet; else as `receive`
+        """
+        self._load(False)
+        index = self._index
+        self._index = index + 1
+        return self._chunk[index]
+
+    async def receive_batch(self, max_size: int) -> tuple[T_co, ...]:
+        """Return everything that is ready, at least one event and at most *max_size*, waiting if there is nothing.
+
+        Cheaper than `receive` where events come in bursts. Raises and is cancelled as `receive`.
+
+        :raises ValueError: *max_size* is not a positive integer
+        """
+        check_batch_size(max_size)
+        while (waiter := self._load(True)) is not None:
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+        return self._take(max_size)
+
+    def batches(self, max_size: int) -> Batches[T_co]:
+        """Iterate over batches: ``async for batch in stream.batches(100)``; see `receive_batch`.
+
+        The iterator is no generator, so leaving the loop early leaves nothing to be closed.
+        """
+        return Batches(self, max_size)
+
+    def close(self) -> None:
+        """Leave at once, without waiting: unregister, drop what is buffered, and stop the upstream if nobody else is left.
+
+        May be called from any task, more than once. A task that is receiving gets `anyio.ClosedResourceError`.
+        """
+        self._registry = None
+        if not self._closed:
+            self._shut()
+            if self._host is not None and self._host.leave(self):
+                self._last_of = self._host
+
+    async def aclose(self) -> None:
+        """Leave as `close` does; whoever leaves last then waits until the upstream has closed.
+
+        If the wait is cancelled, the upstream goes on closing and the manager waits for it. Not being the last is no
+        checkpoint.
+        """
+        self.close()
+        if self._last_of is not None:
+            await self._last_of.closed.wait()
+
+    async def __aenter__(self) -> Self:
+        """Register without yielding to the event loop; from here on, nothing that is published is missed.
+
+        :raises RuntimeError: the manager is not running, the subscription was entered or closed before, or another subscriber
+            of the key has the same id
+        """
+        registry, self._registry = self._registry, None
+        if registry is None:
+            raise RuntimeError(f"{self!r} was entered or closed before: call subscribe() again for another one")
+        try:
+            self._host, self._backend = registry.join(self, self._source)
+        except BaseException:
+            self._registry = registry
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Leave as `aclose` does. An exception on its way out is not replaced by a cancellation of the wait."""
+        try:
+            await self.aclose()
+        except get_cancelled_exc_class():
+            if exc_val is None:
+                raise
+
+    async def __anext__(self) -> T_co:
+        # As `receive`, not by way of it: a second coroutine per event would show in the cost of waking an idle subscriber.
+        try:
+            while (waiter := self._load(True)) is not None:
+                try:
+                    await waiter
+                finally:
+                    self._waiter = None
+        except EndOfStream:
+            raise StopAsyncIteration from None
+        index = self._index
+        self._index = index + 1
+        return self._chunk[index]
+
+
+class Batches(Generic[T_co]):
+    """The iterator of `Subscription.batches`."""
+
+    __slots__ = ("_max_size", "_stream")
+
+    def __init__(self, stream: Subscription[T_co], max_size: int) -> None:
+        check_batch_size(max_size)
+        self._stream = stream
+        self._max_size = max_size
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[T_co, ...]:
+        try:
+            return await self._stream.receive_batch(self._max_size)
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+
+def check_batch_size(max_size: int) -> None:
+    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+        raise ValueError(f"max_size must be a positive number of events, not {max_size!r}")

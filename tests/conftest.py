@@ -1,0 +1,32 @@
+"""The event loops that every test runs on, and what no test may leave behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+BACKENDS = [
+    pytest.param(("asyncio", {"debug": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {"restrict_keyboard_interrupt_to_checkpoints": True}), id="trio"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
+    return anyio_backend[0]
+
+
+@pytest.fixture(autouse=True)
+def no_garbage() -> Iterator[None]:
+    """Collect after each test, so that an unclosed resource fails the test that left it and not a later one."""
+    yield
+    gc.collect()
