@@ -24,6 +24,7 @@ from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, without
 from anyio_sharedstream._logging import Level, Log
 from anyio_sharedstream._mailbox import Mailbox, deliver
+from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._statistics import GroupState, GroupStatistics
 
@@ -48,9 +49,10 @@ class Owner(Protocol):
 class Group:
     """The subscribers of one key, what they are sent, and how it ends."""
 
-    def __init__(self, source: SharedSource[Any], owner: Owner, earlier: tuple[Group, ...]) -> None:
+    def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend, earlier: tuple[Group, ...]) -> None:
         self.key: Hashable = source.key
         self.source = source
+        self.backend = backend
         self.earlier = earlier
         """the groups of the same key that had not closed when this one was made"""
         self.state: GroupState = "waiting"
@@ -78,6 +80,7 @@ class Group:
                 f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
             )
         self._mailboxes[subscriber_id] = mailbox
+        mailbox._register(self.backend)
 
     def leave(self, mailbox: Mailbox[Any]) -> bool:
         """Unregister; True if that leaves nobody, which cancels the upstream."""
@@ -102,7 +105,7 @@ class Group:
         chunk = tuple(self._gathered)
         self._gathered.clear()
         self._published += len(chunk)
-        refused = deliver(chunk, self._mailboxes.values())
+        refused = deliver(chunk, self._mailboxes.values(), self.backend.wake)
         if refused:
             self._overflow(refused)
         return True

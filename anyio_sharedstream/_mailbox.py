@@ -1,16 +1,19 @@
 """One subscriber's buffer: what publication writes and reception reads. Nothing here waits.
 
-Relies on `_parking` for the waiter of a parked reader. Events come in *chunks*, tuples that all subscribers share. What a
-subscriber has not taken lies in two places, read in this order::
+Relies on `_parking` to wake a parked reader. Events come in *chunks*, tuples that all subscribers share. What a subscriber has
+not taken lies in three places, read in this order::
 
-    _chunk[_index:]      the chunk being read
-    _backlog             an anyio memory object stream of further chunks; _queued events in _backlogged chunks
+    _ready      an iterator over the chunk being read; only the reader touches it
+    _chunk      the next chunk, put here directly when everything before had been taken
+    _backlog    an anyio memory object stream of further chunks; _queued events in _backlogged chunks
 
 and these always hold:
 
-- the backlog is used only while the chunk is unread: a subscriber that has taken everything is *caught up*, and the next
-  chunk goes straight into ``_chunk``, without a stream operation;
-- a parked reader (``_waiter`` that is not done) is caught up, and not ended;
+- the backlog is used only while there is something before it: a subscriber that has taken everything is *caught up*, and gets
+  its next chunk without a stream operation;
+- a parked reader (``_waiter``) is caught up, and not ended;
+- ``_ready`` is exhausted while a task is in `receive` (``_reading``), until that task has resumed: a second one finds nothing to
+  take, and then finds the mark;
 - once ended (``_terminal``) or closed, nothing is added, and there is no open memory stream: what an ended subscription has
   yet to give moves from the stream to ``_remaining``.
 
@@ -20,14 +23,19 @@ it was woken leaves its events where the next call finds them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from asyncio import InvalidStateError
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from operator import length_hint
 from typing import Any, Generic, TypeVar
 
 from anyio import BusyResourceError, ClosedResourceError, WouldBlock, create_memory_object_stream
+from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from anyio_sharedstream._exceptions import Terminal
-from anyio_sharedstream._parking import BUSY, Backend, Waiter
+from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._statistics import SubscriptionStatistics
 
 __all__ = ["TURN", "Mailbox", "deliver"]
@@ -38,6 +46,8 @@ T = TypeVar("T")
 #: The longest run of events that passes without the event loop getting a turn: a source's, and a reader's.
 TURN = 64
 
+_EXHAUSTED: Iterator[Any] = iter(())
+
 
 class Mailbox(Generic[T_co]):
     """The synchronous half of a subscription.
@@ -46,41 +56,53 @@ class Mailbox(Generic[T_co]):
     """
 
     __slots__ = (
-        "_backend",
         "_backlog",
         "_backlogged",
         "_chunk",
         "_closed",
+        "_create_waiter",
         "_feed",
-        "_index",
         "_max_buffer_size",
         "_peak",
         "_queued",
+        "_reading",
+        "_ready",
         "_received",
         "_remaining",
         "_subscriber_id",
+        "_suspend",
         "_taken_at_yield",
         "_terminal",
         "_waiter",
+        "_wake_waiter",
     )
 
     def __init__(self, subscriber_id: Hashable, max_buffer_size: float) -> None:
         self._subscriber_id = subscriber_id
         self._max_buffer_size = max_buffer_size
-        self._backend: Backend | None = None
+        self._wake_waiter: Callable[[Any, None], object]
+        self._create_waiter: Callable[[], Any] | None = None  # there is one while a reader may park
+        self._suspend: Callable[[], Awaitable[object]] | None = None
+        self._ready: Iterator[T_co] = _EXHAUSTED
         self._chunk: tuple[T_co, ...] = ()
-        self._index = 0
         self._feed: MemoryObjectSendStream[tuple[T_co, ...]] | None = None
         self._backlog: MemoryObjectReceiveStream[tuple[T_co, ...]] | None = None
         self._remaining: list[tuple[T_co, ...]] = []  # the backlog of an ended subscription, last chunk first
         self._backlogged = 0
         self._queued = 0
-        self._received = 0  # events in the chunks before `_chunk`
+        self._received = 0  # events in the chunks that the reader has begun, `_ready` included
         self._taken_at_yield = 0  # events taken when the reader is known to have let others run
         self._peak = 0
-        self._waiter: Waiter | None = None  # from the moment a reader waits until it has resumed
+        self._waiter: Any = None
+        self._reading = False
         self._terminal: Terminal | None = None
         self._closed = False
+
+    def _register(self, backend: Backend) -> None:
+        """From now on a reader may park."""
+        self._create_waiter = backend.create_waiter
+        self._suspend = backend.suspend
+        self._wake_waiter = backend.wake
 
     # Publishing.
 
@@ -90,9 +112,7 @@ class Mailbox(Generic[T_co]):
         untaken = self._untaken()
         if untaken == 0:
             # Whatever the bound is: it counts what a subscriber was too slow for, and this one has had no chance yet.
-            self._received += len(self._chunk)
             self._chunk = chunk
-            self._index = 0
         elif untaken + size > self._max_buffer_size:
             return False
         else:
@@ -103,7 +123,7 @@ class Mailbox(Generic[T_co]):
             self._feed.send_nowait(chunk)
             self._backlogged += 1
             self._queued += size
-            self._taken_at_yield = self._received + self._index
+            self._taken_at_yield = self._taken()
         if untaken + size > self._peak:
             self._peak = untaken + size
         return True
@@ -115,63 +135,72 @@ class Mailbox(Generic[T_co]):
             self._remaining = [self._backlog.receive_nowait() for _ in range(self._backlogged)][::-1]
             self._close_backlog()
         self._terminal = terminal
-        self._wake()
+        self._dismiss_reader()
 
     def _fail(self, terminal: Terminal) -> None:
         """Drop what is buffered, for it is stale, and give the reader the terminal at once."""
         self._drop()
         self._terminal = terminal
-        self._wake()
+        self._dismiss_reader()
 
     # Receiving.
 
-    def _load(self, wait: bool) -> Waiter | None:
-        """Make the chunk hold an untaken event, or say what to wait for, or raise how the subscription has ended.
+    def _load(self, wait: bool) -> Awaitable[object] | None:
+        """With nothing ready, find the next chunk, or say what to wait for, or raise how the subscription has ended.
 
-        The waiter takes the reader's place in the mailbox; whoever gets it awaits it at once and then clears the place.
-        Without *wait* there is none, and nothing to receive is `anyio.WouldBlock`.
+        Whoever gets something to wait for awaits it at once, then clears ``_reading``. Without *wait* there is no such thing, and
+        nothing to receive is `anyio.WouldBlock`.
         """
-        if self._waiter is not None:
+        if self._reading:
             raise BusyResourceError("receiving from")
-        if self._index < len(self._chunk):
+        if self._chunk:
+            return None
+        if self._backlogged:
+            self._chunk = chunk = self._remaining.pop() if self._backlog is None else self._backlog.receive_nowait()
+            self._backlogged -= 1
+            self._queued -= len(chunk)
+            if wait and self._received + len(chunk) - self._taken_at_yield > TURN:
+                self._taken_at_yield = self._received
+                self._reading = True
+                return checkpoint()
             return None
         if self._closed:
             raise ClosedResourceError
-        self._received += len(self._chunk)
-        self._chunk = ()
-        self._index = 0
-        if self._backlogged:
-            self._chunk = self._remaining.pop() if self._backlog is None else self._backlog.receive_nowait()
-            self._backlogged -= 1
-            self._queued -= len(self._chunk)
-            if wait and self._received + len(self._chunk) - self._taken_at_yield > TURN:
-                self._taken_at_yield = self._received
-                self._waiter = BUSY
-            return self._waiter
         if self._terminal is not None:
             raise self._terminal.exception()
-        if self._backend is None:
+        if self._create_waiter is None:
             raise RuntimeError("this subscription has not been entered: use `async with manager.subscribe(...) as stream`")
         if not wait:
             raise WouldBlock
-        self._waiter = waiter = self._backend.create_waiter()
-        return waiter
+        self._reading = True
+        self._waiter = waiter = self._create_waiter()
+        return waiter if self._suspend is None else self._suspend()
+
+    def _begin(self) -> T_co:
+        """Begin the next chunk, and take its first event."""
+        chunk = self._chunk
+        self._chunk = ()
+        self._received += len(chunk)
+        if len(chunk) > 1:
+            self._ready = iter(chunk)
+            return next(self._ready)
+        return chunk[0]
 
     def _take(self, limit: int) -> tuple[T_co, ...]:
         """Take up to *limit* of what is buffered, across chunks; there is something."""
-        if self._index == 0 and not self._backlogged and len(self._chunk) <= limit:
-            # The usual case of a reader that keeps up: the very tuple that all subscribers share.
-            self._index = len(self._chunk)
-            return self._chunk
-        batch: list[T_co] = []
-        while (room := limit - len(batch)) > 0:
-            part = self._chunk[self._index : self._index + room]
-            batch += part
-            self._index += len(part)
-            if self._index < len(self._chunk) or not self._backlogged:
-                break
+        batch = tuple(islice(self._ready, limit))
+        while len(batch) < limit and (self._chunk or self._backlogged):
             self._load(False)
-        return tuple(batch)
+            chunk = self._chunk
+            self._chunk = ()
+            self._received += len(chunk)
+            if len(batch) + len(chunk) <= limit:
+                # The usual case of a reader that keeps up: the very tuple that all subscribers share.
+                batch = batch + chunk if batch else chunk
+            else:
+                self._ready = iter(chunk)
+                batch += tuple(islice(self._ready, limit - len(batch)))
+        return batch
 
     # Closing.
 
@@ -179,12 +208,12 @@ class Mailbox(Generic[T_co]):
         """Drop everything; a waiting reader is told."""
         self._drop()
         self._closed = True
-        self._wake()
+        self._dismiss_reader()
 
     def _drop(self) -> None:
-        self._received += self._index
+        self._received = self._taken()
+        self._ready = _EXHAUSTED
         self._chunk = ()
-        self._index = 0
         self._queued = 0
         self._backlogged = 0
         self._remaining = []
@@ -196,14 +225,21 @@ class Mailbox(Generic[T_co]):
             self._backlog.close()
             self._feed = self._backlog = None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _dismiss_reader(self) -> None:
+        """Let a parked reader look again, and let no reader park any more."""
+        self._create_waiter = None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            with suppress(InvalidStateError):
+                self._wake_waiter(waiter, None)
 
     # Looking.
 
     def _untaken(self) -> int:
-        return len(self._chunk) - self._index + self._queued
+        return length_hint(self._ready) + len(self._chunk) + self._queued
+
+    def _taken(self) -> int:
+        return self._received - length_hint(self._ready)
 
     def _statistics(self) -> SubscriptionStatistics:
         return SubscriptionStatistics(
@@ -211,11 +247,11 @@ class Mailbox(Generic[T_co]):
             current_buffer_used=self._untaken(),
             peak_buffer_used=self._peak,
             max_buffer_size=self._max_buffer_size,
-            events_received=self._received + self._index,
+            events_received=self._taken(),
         )
 
 
-def deliver(chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]]) -> list[Mailbox[T]]:
+def deliver(chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]], wake: Callable[[Any, None], object]) -> list[Mailbox[T]]:
     """Put *chunk* into every mailbox, wake the parked readers, and return the mailboxes that have no room for it.
 
     No foreign code runs in here: nobody can join or leave while the loop is under way.
@@ -224,11 +260,15 @@ def deliver(chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]]) -> list[Mailb
     size = len(chunk)
     for mailbox in mailboxes:
         waiter = mailbox._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None:
+            mailbox._waiter = None
             mailbox._chunk = chunk
-            waiter.set_result(None)
-            if size > mailbox._peak:
+            if size > 1 and size > mailbox._peak:
                 mailbox._peak = size
+            try:
+                wake(waiter, None)
+            except InvalidStateError:
+                continue  # on its way out of a cancellation; the next call finds the chunk
         elif not mailbox._accept(chunk):
             refused.append(mailbox)
     return refused

@@ -151,7 +151,7 @@ class _Registry:
             when = "has been left" if self._tasks else "has not been entered"
             raise RuntimeError(f"the SharedStreamManager {when}: subscribe inside its `async with` block")
 
-    def join(self, subscription: Subscription[Any], source: SharedSource[Any]) -> tuple[Group, Backend]:
+    def join(self, subscription: Subscription[Any], source: SharedSource[Any]) -> Group:
         self.check_running()
         group = self.groups.get(source.key)
         if group is not None:
@@ -161,16 +161,16 @@ class _Registry:
             group = self._start(source, subscription)
         else:
             group.join(subscription)
-        return group, self._backend
+        return group
 
     def _start(self, source: SharedSource[Any], first: Subscription[Any]) -> Group:
         assert self._tasks is not None
         name = f"shared stream {source.key!r}"  # first of all, for a key's repr is foreign code and may raise
-        group = Group(source, self, tuple(self.closing.get(source.key, ())))
+        group = Group(source, self, self._backend, tuple(self.closing.get(source.key, ())))
         group.join(first)
         # In the manager's context: the first subscriber's (a request id, a trace) must not be the upstream's for life.
         # A copy, for a context can be entered only once, and a source may subscribe to another.
-        self._context.copy().run(partial(self._tasks.start_soon, host, group, self._backend, name=name))
+        self._context.copy().run(partial(self._tasks.start_soon, host, group, name=name))
         self.groups[source.key] = group
         return group
 

@@ -1,41 +1,36 @@
 """One waiting task and its wake-up, for asyncio and trio.
 
-Relies on the running backend alone. A waiter is shaped like an `asyncio.Future` that carries no value, for on asyncio it is
-one: nothing written in Python is as cheap to wait for. It carries no value on purpose: what a task is woken *for* lies where
-the task will look, so that a task cancelled between its wake-up and its next step has lost nothing.
+Relies on the running backend alone. A task parks on the cheapest thing that its backend has: a bare future on asyncio, a
+descheduled task on trio. The wake-up carries no value on purpose: what a task is woken *for* lies where the task will look, so
+that a task cancelled between its wake-up and its next step has lost nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from anyio import get_cancelled_exc_class
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
-__all__ = ["BUSY", "Backend", "Waiter", "current_backend"]
-
-
-class Waiter(Protocol):
-    """One task waiting for one wake-up; awaited once, at once, by the task that made it."""
-
-    def done(self) -> bool:
-        """Whether the wake-up or a cancellation has come; the task need not have run since."""
-
-    def set_result(self, result: None, /) -> None:
-        """Wake the task; an error if it is done."""
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Wait; a cancellation is raised here."""
+__all__ = ["Backend", "current_backend"]
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What differs between the event loops, as far as this library is concerned."""
+    """What differs between the event loops, as far as this library is concerned.
 
-    create_waiter: Callable[[], Waiter]
+    To park, a task puts ``create_waiter()`` where others find it, awaits ``suspend()`` at once (or the waiter, if that is None),
+    and then takes the waiter away. To wake it, another takes the waiter away first, so that it is woken once.
+    """
+
+    create_waiter: Callable[[], Any]
+    suspend: Callable[[], Awaitable[object]] | None
+    wake: Callable[[Any, None], object]
+    """Wake the task of a waiter. If a cancellation came first and the task has not run since, this does nothing on trio, and
+    raises `asyncio.InvalidStateError` on asyncio: asking beforehand would cost something at every wake-up."""
     reorders: bool
     """whether tasks that are ready together run in any order, so that one checkpoint does not see all of them run"""
 
@@ -48,25 +43,11 @@ class Backend:
 
 def current_backend() -> Backend:
     """Describe the event loop that runs the current task."""
-    if get_cancelled_exc_class() is asyncio.CancelledError:
-        return Backend(asyncio.get_running_loop().create_future, reorders=False)
-    # Imported here, and from a module of its own, because trio is an extra and takes a while to import.
-    from anyio_sharedstream._parking_trio import TrioWaiter
+    if get_cancelled_exc_class() is not asyncio.CancelledError:
+        # Imported here, and from a module of its own, because trio is an extra and takes a while to import.
+        from anyio_sharedstream._parking_trio import create_waiter, suspend, wake
 
-    return Backend(TrioWaiter, reorders=True)
-
-
-class _Busy:
-    """Stands in the waiter's place while a reader is not parked, but in a plain checkpoint: there is nothing to wake."""
-
-    def done(self) -> bool:
-        return True
-
-    def set_result(self, _result: None, /) -> None:
-        raise AssertionError("a reader in a checkpoint is not parked")
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return checkpoint().__await__()
-
-
-BUSY: Waiter = _Busy()
+        return Backend(create_waiter, suspend, wake, reorders=True)
+    create_future = asyncio.get_running_loop().create_future
+    # The unbound method, which is written in C: a function around it would cost as much again.
+    return Backend(create_future, None, type(create_future()).set_result, reorders=False)

@@ -1,35 +1,28 @@
-"""The waiter of `_parking` for trio; imported only where trio runs."""
+"""Parking on trio; imported only where trio runs."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
+from functools import partial
 
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
-__all__ = ["TrioWaiter"]
+__all__ = ["create_waiter", "suspend", "wake"]
 
 
-class TrioWaiter:
-    """A task of trio's, parked until it is rescheduled once."""
+def create_waiter() -> Task:
+    task = current_task()
+    # Trio clears this as soon as the task is to run again. That is how `wake` knows of a cancellation that came first.
+    task.custom_sleep_data = task
+    return task
 
-    __slots__ = ("_task",)
 
-    def __init__(self) -> None:
-        self._task: Task | None = current_task()
+def _abort(_raise_cancel: object) -> Abort:
+    return Abort.SUCCEEDED
 
-    def done(self) -> bool:
-        return self._task is None
 
-    def set_result(self, _result: None, /) -> None:
-        task, self._task = self._task, None
-        assert task is not None
+suspend = partial(wait_task_rescheduled, _abort)
+
+
+def wake(task: Task, _nothing: None) -> None:
+    if task.custom_sleep_data is task:
         reschedule(task)
-
-    def _abort(self, _raise_cancel: object) -> Abort:
-        # Trio wakes the task itself now, and a second wake-up would be an error.
-        self._task = None
-        return Abort.SUCCEEDED
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return wait_task_rescheduled(self._abort).__await__()

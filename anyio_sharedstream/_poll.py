@@ -17,21 +17,20 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._mailbox import TURN
-from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._source import iterate, open_source
 from anyio_sharedstream._step import Step
 
 __all__ = ["host"]
 
 
-async def host(group: Group, backend: Backend) -> None:
+async def host(group: Group) -> None:
     """Run a group from its start to its end. Whatever happens, it does not raise: a group's end is nobody else's."""
     error: BaseException | None = None
     group.started()
     try:
         with group.scope:
             async with create_task_group() as tasks:
-                tasks.start_soon(_poll, group, backend)
+                tasks.start_soon(_poll, group)
     except get_cancelled_exc_class() as exc:
         error = exc
     finally:
@@ -40,7 +39,7 @@ async def host(group: Group, backend: Backend) -> None:
         group.close()
 
 
-async def _poll(group: Group, backend: Backend) -> None:
+async def _poll(group: Group) -> None:
     error: BaseException | None = None
     try:
         for earlier in group.earlier:
@@ -48,7 +47,7 @@ async def _poll(group: Group, backend: Backend) -> None:
         # Whoever subscribed may have left before this task first ran.
         if not group.evicted:
             group.advance("opening")
-            await _run_upstream(group, backend)
+            await _run_upstream(group)
     except BaseException as exc:
         # Nothing is raised from here: on asyncio a KeyboardInterrupt would leave the event loop by its shortest way out,
         # and a stray cancellation would cancel every other group.
@@ -60,25 +59,25 @@ def _cancelled_from_outside(group: Group) -> bool:
     return not group.scope.cancel_called and current_effective_deadline() == -math.inf
 
 
-async def _run_upstream(group: Group, backend: Backend) -> None:
+async def _run_upstream(group: Group) -> None:
     opened = open_source(group.source)
     if isinstance(opened, AbstractAsyncContextManager):
         async with opened as iterable:
-            await _iterate(group, backend, iterable)
+            await _iterate(group, iterable)
     else:
         try:
-            await _iterate(group, backend, opened)
+            await _iterate(group, opened)
         finally:
             await _close(group, opened)
 
 
-async def _iterate(group: Group, backend: Backend, iterable: AsyncIterable[Any]) -> None:
+async def _iterate(group: Group, iterable: AsyncIterable[Any]) -> None:
     failure: BaseException | None = None
     iterator: AsyncIterator[Any] | None = None
     try:
         iterator = iterate(iterable, group.key)
         group.advance("live")
-        await _drive(group, backend, iterator)
+        await _drive(group, iterator)
     except BaseException as exc:
         failure = exc
         raise
@@ -100,13 +99,13 @@ async def _close(group: Group, opened: object) -> None:
             group.clean_up_failed(exc)
 
 
-async def _drive(group: Group, backend: Backend, iterator: AsyncIterator[Any]) -> None:
+async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
     awaitable: Awaitable[Any] = iterator.__anext__()
     ready = 0
     thrown = False
     while True:
-        step = Step(awaitable, group.flush, backend.reorders)
+        step = Step(awaitable, group.flush, group.backend.reorders)
         try:
             event = await step
         except StopAsyncIteration:
@@ -121,7 +120,7 @@ async def _drive(group: Group, backend: Backend, iterator: AsyncIterator[Any]) -
         ready = 0
         group.flush()
         try:
-            await _pause(group, backend)
+            await _pause(group)
         except BaseException as exc:
             # The iterator rests at a yield, inside whatever scopes it holds there, and this may be one of theirs. So the
             # exception is raised where it belongs. Closing the generator instead would turn an ordinary end into a
@@ -136,9 +135,9 @@ async def _drive(group: Group, backend: Backend, iterator: AsyncIterator[Any]) -
             awaitable = iterator.__anext__()
 
 
-async def _pause(group: Group, backend: Backend) -> None:
+async def _pause(group: Group) -> None:
     """Give every other task its turn, or be cancelled."""
     if group.evicted:
         await checkpoint_if_cancelled()
     else:
-        await backend.let_woken_run()
+        await group.backend.let_woken_run()

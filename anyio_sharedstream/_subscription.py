@@ -7,6 +7,7 @@ group, so it may be held over a ``yield``, be closed from another task, or be le
 from __future__ import annotations
 
 from collections.abc import Hashable
+from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -14,7 +15,6 @@ from anyio import EndOfStream, Event, get_cancelled_exc_class
 from anyio.abc import ObjectReceiveStream
 
 from anyio_sharedstream._mailbox import Mailbox
-from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._statistics import SubscriptionStatistics
 
 __all__ = ["Batches", "Host", "Registry", "Subscription"]
@@ -34,7 +34,7 @@ class Host(Protocol):
 class Registry(Protocol):
     """What a subscription knows of its manager."""
 
-    def join(self, subscription: Subscription[Any], source: Any, /) -> tuple[Host, Backend]:
+    def join(self, subscription: Subscription[Any], source: Any, /) -> Host:
         """Register with the group of the source's key; starts one if there is none."""
 
 
@@ -86,24 +86,20 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         :raises SubscriberOverflow: this subscriber fell too far behind
         :raises Exception: whatever ended the upstream, as a copy of this subscriber's own
         """
-        while (waiter := self._load(True)) is not None:
-            try:
-                await waiter
-            finally:
-                self._waiter = None
-        index = self._index
-        self._index = index + 1
-        return self._chunk[index]
+        for event in self._ready:
+            return event
+        await self._fill()
+        return self._begin()
 
     def receive_nowait(self) -> T_co:
         """Return the next event if there is one.
 
         :raises ~anyio.WouldBlock: there is nothing to receive yet; else as `receive`
         """
+        for event in self._ready:
+            return event
         self._load(False)
-        index = self._index
-        self._index = index + 1
-        return self._chunk[index]
+        return self._begin()
 
     async def receive_batch(self, max_size: int) -> tuple[T_co, ...]:
         """Return everything that is ready, at least one event and at most *max_size*, waiting if there is nothing.
@@ -113,12 +109,17 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         :raises ValueError: *max_size* is not a positive integer
         """
         check_batch_size(max_size)
-        while (waiter := self._load(True)) is not None:
-            try:
-                await waiter
-            finally:
-                self._waiter = None
+        if not length_hint(self._ready):
+            await self._fill()
         return self._take(max_size)
+
+    async def _fill(self) -> None:
+        while (waiting := self._load(True)) is not None:
+            try:
+                await waiting
+            finally:
+                self._reading = False
+                self._waiter = None
 
     def batches(self, max_size: int) -> Batches[T_co]:
         """Iterate over batches: ``async for batch in stream.batches(100)``; see `receive_batch`.
@@ -158,7 +159,7 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         if registry is None:
             raise RuntimeError(f"{self!r} was entered or closed before: call subscribe() again for another one")
         try:
-            self._host, self._backend = registry.join(self, self._source)
+            self._host = registry.join(self, self._source)
         except BaseException:
             self._registry = registry
             raise
@@ -175,18 +176,27 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
                 raise
 
     async def __anext__(self) -> T_co:
-        # As `receive`, not by way of it: a second coroutine per event would show in the cost of waking an idle subscriber.
+        for event in self._ready:
+            return event
+        # A reader that keeps up parks here, as by `_load` and `_fill`, but written out: each call more would show in the cost of
+        # waking it, and this is the library's hottest path.
+        create_waiter = self._create_waiter
         try:
-            while (waiter := self._load(True)) is not None:
+            if create_waiter is None or self._chunk or self._backlogged or self._reading:
+                await self._fill()
+            else:
+                self._reading = True
+                self._waiter = waiter = create_waiter()
                 try:
-                    await waiter
+                    await (waiter if self._suspend is None else self._suspend())
                 finally:
+                    self._reading = False
                     self._waiter = None
+                if not self._chunk:
+                    await self._fill()
         except EndOfStream:
             raise StopAsyncIteration from None
-        index = self._index
-        self._index = index + 1
-        return self._chunk[index]
+        return self._begin()
 
 
 class Batches(Generic[T_co]):
