@@ -14,7 +14,7 @@ from typing import Any
 
 from anyio import EndOfStream, WouldBlock
 
-__all__ = ["PollTerminated", "SharedStreamError", "SubscriberOverflow", "Terminal", "private_copy", "without"]
+__all__ = ["PollTerminated", "SharedStreamError", "SubscriberOverflow", "Terminal", "consists_of", "private_copy", "without"]
 
 
 class SharedStreamError(Exception):
@@ -86,11 +86,30 @@ class Terminal:
         return private_copy(self._exception).with_traceback(self._traceback)
 
 
+def consists_of(exception: BaseException | None, *kinds: type[BaseException]) -> bool:
+    """Whether *exception* is of the given kinds; for a group, whether all of its members are."""
+    if isinstance(exception, BaseExceptionGroup):
+        return all(consists_of(member, *kinds) for member in exception.exceptions)
+    return isinstance(exception, kinds)
+
+
 def without(exception: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
     """Return *exception* less the given kinds, the members of its groups included; None if nothing else is left."""
-    if isinstance(exception, BaseExceptionGroup):
+    if not isinstance(exception, BaseExceptionGroup):
+        return None if isinstance(exception, kinds) else exception
+    if not _contains(exception, kinds):
+        return exception  # as it is: splitting makes another group, of another class unless that says how to be derived from
+    try:
         return exception.split(kinds)[1]
-    return None if isinstance(exception, kinds) else exception
+    except Exception:  # `derive` is foreign code
+        rest = [member for member in (without(member, *kinds) for member in exception.exceptions) if member is not None]
+        return BaseExceptionGroup(exception.message, rest).with_traceback(exception.__traceback__) if rest else None
+
+
+def _contains(exception: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    if isinstance(exception, BaseExceptionGroup):
+        return any(_contains(member, kinds) for member in exception.exceptions)
+    return isinstance(exception, kinds)
 
 
 def private_copy(exception: BaseException) -> BaseException:
@@ -98,17 +117,21 @@ def private_copy(exception: BaseException) -> BaseException:
 
     Members of exception groups are copied too. Faithful means: same type, same arguments, same attributes.
     """
-    twin = _rebuilt(exception) or _copied(exception)
+    twin = _rebuilt(exception)
+    if twin is None:
+        twin = _copied(exception)
     if twin is None:
         return exception
-    twin.__traceback__ = exception.__traceback__
-    twin.__cause__ = exception.__cause__
-    twin.__context__ = exception.__context__
-    twin.__suppress_context__ = exception.__suppress_context__
-    notes = getattr(exception, "__notes__", None)
+    for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__"):  # in this order: a cause suppresses
+        _set(twin, name, getattr(exception, name))
+    notes = exception.__dict__.get("__notes__")
     if isinstance(notes, list):
-        twin.__notes__ = list(notes)
+        twin.__dict__["__notes__"] = list(notes)
     return twin
+
+
+#: Past a class's own ``__setattr__``, which may refuse: a frozen dataclass can be an exception, too.
+_set = BaseException.__setattr__
 
 
 def _rebuilt(exception: BaseException) -> BaseException | None:
@@ -121,11 +144,13 @@ def _rebuilt(exception: BaseException) -> BaseException | None:
     builtin: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     try:
         if isinstance(exception, BaseExceptionGroup):
-            arguments: Any = (exception.message, [private_copy(member) for member in exception.exceptions])
+            members = [private_copy(member) for member in exception.exceptions]
+            arguments: Any = (exception.message, members, *exception.args[2:])
+            twin: BaseException = builtin.__new__(cls, *arguments[:2])
         else:
             # Not `args`: an OSError's lack the file name, its reduction has it.
             arguments = builtin.__reduce__(exception)[1]
-        twin: BaseException = builtin.__new__(cls, *arguments)
+            twin = builtin.__new__(cls, *arguments)
         builtin.__init__(twin, *arguments)
         twin.__dict__.update(exception.__dict__)
         for base in cls.__mro__:
@@ -134,7 +159,7 @@ def _rebuilt(exception: BaseException) -> BaseException | None:
                 if isinstance(member, MemberDescriptorType) and base is not BaseExceptionGroup:
                     value = getattr(exception, name, None)
                     if getattr(twin, name, None) is not value:
-                        setattr(twin, name, value)
+                        _set(twin, name, value)
     except Exception:
         return None
     return twin if _alike(twin, exception) else None
@@ -152,6 +177,6 @@ def _alike(twin: BaseException, original: BaseException) -> bool:
     if type(twin) is not type(original) or len(twin.args) != len(original.args):
         return False
     if isinstance(original, BaseExceptionGroup):
-        return True  # its members were copied, so they cannot be identical
+        return True  # its members are copies of the original's, where they could be copied
     # Identity, for comparing foreign values may fail or answer with something other than a truth value.
     return all(one is other for one, other in zip(twin.args, original.args, strict=True))

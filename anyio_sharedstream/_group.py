@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 
-from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, without
+from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, consists_of, without
 from anyio_sharedstream._logging import Level, Log
 from anyio_sharedstream._mailbox import Mailbox, deliver
 from anyio_sharedstream._parking import Backend
@@ -49,12 +49,14 @@ class Owner(Protocol):
 class Group:
     """The subscribers of one key, what they are sent, and how it ends."""
 
-    def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend, earlier: tuple[Group, ...]) -> None:
+    def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend, earlier: Group | None) -> None:
         self.key: Hashable = source.key
         self.source = source
         self.backend = backend
         self.earlier = earlier
-        """the groups of the same key that had not closed when this one was made"""
+        """the group of the same key that must close before this one opens"""
+        self.stillborn = False
+        """whether it was evicted while it waited, and so will never open"""
         self.state: GroupState = "waiting"
         self.scope = CancelScope()
         self.closed = Event()
@@ -62,10 +64,12 @@ class Group:
         self._mailboxes: dict[Hashable, Mailbox[Any]] = {}
         self._gathered: list[Any] = []
         self._published = 0
+        self._published_in_turn = 0
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
         self._concluded = False  # the iteration ended for a reason of its own, which is `_failure` if it raised
         self._failure: BaseException | None = None
-        self._finished = False
+        self._returned = False  # the upstream has closed without an error; else `_error` is what finally left it, if it ever ran
+        self._error: BaseException | None = None
 
     # Subscribers.
 
@@ -98,14 +102,17 @@ class Group:
     def gather(self, event: Any) -> None:
         self._gathered.append(event)
 
-    def flush(self) -> bool:
+    def flush(self, turn_ends: bool = True) -> bool:
         """Publish what was gathered; True if there was anything. Never raises: it runs inside the source's suspensions."""
-        if not self._gathered:
+        earlier = self._published_in_turn
+        size = len(self._gathered)
+        self._published_in_turn = 0 if turn_ends else earlier + size
+        if not size:
             return False
         chunk = tuple(self._gathered)
         self._gathered.clear()
-        self._published += len(chunk)
-        refused = deliver(chunk, self._mailboxes.values(), self.backend.wake)
+        self._published += size
+        refused = deliver(chunk, self._mailboxes.values(), self.backend.wake, earlier)
         if refused:
             self._overflow(refused)
         return True
@@ -132,18 +139,19 @@ class Group:
 
         A group that is closing because its upstream has failed still tells its subscribers so; its clean-up is cancelled.
         """
-        self.flush()
+        self.flush(turn_ends=False)
         self._cancel()
         if self._requested:
             self._dismiss(EndOfStream())
 
     def _cancel(self) -> None:
+        self.scope.cancel()
         self._requested = self._requested or not self.evicted
         self._evict()
-        self.scope.cancel()
 
     def _evict(self) -> None:
         if not self.evicted:
+            self.stillborn = self.state == "waiting"
             self.state = "closing"
             self._owner.evicted(self)
 
@@ -154,40 +162,44 @@ class Group:
         self._failure = failure
         self._evict()
 
-    def finish(self, error: BaseException | None, manager_cancelled: bool) -> None:
-        """The upstream has closed: tell those who are still here. Only the first call counts."""
-        if self._finished:
-            return
-        self._finished = True
+    def upstream_closed(self, error: BaseException | None) -> None:
+        """The opened source has been left, with *error* if any."""
+        self._returned = error is None
+        self._error = error
         self.flush()
         self._evict()
-        if _is_cancellation(error):
-            if self._concluded:
-                error = self._failure  # only the clean-up was cut short
-            elif manager_cancelled:
-                self._requested = True  # what surrounds the manager ends everything in it
+
+    def finish(self, *, surroundings_cancelled: bool) -> None:
+        """Nothing of the group runs any more: tell those who are still here."""
+        self._evict()
+        error = self._error
+        if _is_cancellation(error) and self._concluded:
+            error = self._failure  # only the clean-up was cut short
         failure = without(error, get_cancelled_exc_class())
+        if failure is None and surroundings_cancelled:
+            self._requested = True  # what surrounds the manager ends everything in it
         if self._requested:
             self._dismiss(EndOfStream())
             self.clean_up_failed(failure)
-            return
-        terminal = self._terminal(error, failure)
-        self._dismiss(terminal)
-        self._log("error", "poll failed", exc_info=terminal)
-        if failure is not None and not isinstance(failure, Exception):
-            self._owner.abort(failure)
+        else:
+            terminal = self._terminal(error, failure)
+            self._dismiss(terminal)
+            self._log("error", "poll failed", exc_info=terminal)
+            if failure is not None and not isinstance(failure, Exception):
+                self._owner.abort(failure)
+        self._failure = self._error = None  # with their tracebacks they keep alive whatever the source had in hand
 
     def _terminal(self, error: BaseException | None, failure: BaseException | None) -> BaseException:
         if isinstance(failure, Exception) and not isinstance(failure, STREAM_SIGNALS):
             return failure
-        if error is None:
+        if self._returned:
             reason = "it returned, and a source runs until it is cancelled"
         elif failure is None:
             reason = "it was cancelled, and nobody had asked for that"
         else:
             reason = f"it raised {type(failure).__name__}"
         terminated = PollTerminated(self.key, reason)
-        terminated.__cause__ = error or self._failure
+        terminated.__cause__ = self._failure if error is None else error
         return terminated
 
     def _dismiss(self, reason: BaseException) -> None:
@@ -229,4 +241,4 @@ class Group:
 
 
 def _is_cancellation(error: BaseException | None) -> bool:
-    return error is not None and without(error, get_cancelled_exc_class()) is None
+    return consists_of(error, get_cancelled_exc_class())

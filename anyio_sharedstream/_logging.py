@@ -7,6 +7,7 @@ fails is reported, not raised into the middle of a publication.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Literal
 
 import structlog
@@ -31,8 +32,9 @@ class Log:
         try:
             getattr(self._logger(), level)(event, **values)
         except Exception:
-            # logging.Logger never raises for a handler that fails, so this cannot come back here.
-            _standard_logger.exception("the application's logger failed on %r", event)
+            # Said once more elsewhere; and if that is what failed, there is nobody left to tell.
+            with suppress(Exception):
+                _standard_logger.exception("the application's logger failed on %r", event)
 
     def _logger(self) -> Any:
         if self._given is not None:

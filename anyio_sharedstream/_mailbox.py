@@ -14,6 +14,8 @@ and these always hold:
 - a parked reader (``_waiter``) is caught up, and not ended;
 - ``_ready`` is exhausted while a task is in `receive` (``_reading``), until that task has resumed: a second one finds nothing to
   take, and then finds the mark;
+- since the last publication into the backlog the reader has taken ``_taken() - _taken_at_yield`` events: another task was
+  running then, so whatever the reader has taken without letting others run, it has taken since;
 - once ended (``_terminal``) or closed, nothing is added, and there is no open memory stream: what an ended subscription has
   yet to give moves from the stream to ``_remaining``.
 
@@ -91,7 +93,7 @@ class Mailbox(Generic[T_co]):
         self._backlogged = 0
         self._queued = 0
         self._received = 0  # events in the chunks that the reader has begun, `_ready` included
-        self._taken_at_yield = 0  # events taken when the reader is known to have let others run
+        self._taken_at_yield = 0
         self._peak = 0
         self._waiter: Any = None
         self._reading = False
@@ -106,19 +108,22 @@ class Mailbox(Generic[T_co]):
 
     # Publishing.
 
-    def _accept(self, chunk: tuple[Any, ...]) -> bool:
-        """Take a chunk for a reader that is not parked; False if that is more than the subscriber may be behind."""
+    def _accept(self, chunk: tuple[Any, ...], earlier: int) -> bool:
+        """Take a chunk for a reader that is not parked; False if that is more than the subscriber may be behind.
+
+        *earlier* events were published in the same turn. Whatever the bound is, they do not count, and nor does the chunk, if
+        there is nothing else: the bound counts what a subscriber was too slow for, and this one has had no chance yet.
+        """
         size = len(chunk)
         untaken = self._untaken()
         if untaken == 0:
-            # Whatever the bound is: it counts what a subscriber was too slow for, and this one has had no chance yet.
             self._chunk = chunk
-        elif untaken + size > self._max_buffer_size:
+        elif untaken > earlier and untaken + size > self._max_buffer_size:
             return False
         else:
             if self._feed is None:
                 # Every chunk holds an event at least, so a stream of as many chunks as there may be events never fills.
-                streams = create_memory_object_stream[tuple[T_co, ...]](self._max_buffer_size)
+                streams = create_memory_object_stream[tuple[T_co, ...]](max(self._max_buffer_size, TURN))
                 self._feed, self._backlog = streams
             self._feed.send_nowait(chunk)
             self._backlogged += 1
@@ -145,7 +150,7 @@ class Mailbox(Generic[T_co]):
 
     # Receiving.
 
-    def _load(self, wait: bool) -> Awaitable[object] | None:
+    def _load(self, *, wait: bool) -> Awaitable[object] | None:
         """With nothing ready, find the next chunk, or say what to wait for, or raise how the subscription has ended.
 
         Whoever gets something to wait for awaits it at once, then clears ``_reading``. Without *wait* there is no such thing, and
@@ -159,11 +164,7 @@ class Mailbox(Generic[T_co]):
             self._chunk = chunk = self._remaining.pop() if self._backlog is None else self._backlog.receive_nowait()
             self._backlogged -= 1
             self._queued -= len(chunk)
-            if wait and self._received + len(chunk) - self._taken_at_yield > TURN:
-                self._taken_at_yield = self._received
-                self._reading = True
-                return checkpoint()
-            return None
+            return self._turn() if wait and self._received + len(chunk) - self._taken_at_yield > TURN else None
         if self._closed:
             raise ClosedResourceError
         if self._terminal is not None:
@@ -175,6 +176,21 @@ class Mailbox(Generic[T_co]):
         self._reading = True
         self._waiter = waiter = self._create_waiter()
         return waiter if self._suspend is None else self._suspend()
+
+    def _turn(self) -> Awaitable[object]:
+        self._taken_at_yield = self._received
+        self._reading = True
+        return checkpoint()
+
+    def _turn_before(self, limit: int) -> Awaitable[object] | None:
+        """What to await, as for `_load`, before up to *limit* events are taken by a reader that is behind."""
+        if not self._backlogged or self._reading or self._taken() - self._taken_at_yield <= max(TURN - limit, 0):
+            return None
+        # Where a second reader does not find it: see the invariant on `_ready`.
+        rest = tuple(self._ready)
+        self._received -= len(rest)
+        self._chunk = rest + self._chunk
+        return self._turn()
 
     def _begin(self) -> T_co:
         """Begin the next chunk, and take its first event."""
@@ -190,7 +206,7 @@ class Mailbox(Generic[T_co]):
         """Take up to *limit* of what is buffered, across chunks; there is something."""
         batch = tuple(islice(self._ready, limit))
         while len(batch) < limit and (self._chunk or self._backlogged):
-            self._load(False)
+            self._load(wait=False)
             chunk = self._chunk
             self._chunk = ()
             self._received += len(chunk)
@@ -251,10 +267,13 @@ class Mailbox(Generic[T_co]):
         )
 
 
-def deliver(chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]], wake: Callable[[Any, None], object]) -> list[Mailbox[T]]:
+def deliver(
+    chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]], wake: Callable[[Any, None], object], earlier: int
+) -> list[Mailbox[T]]:
     """Put *chunk* into every mailbox, wake the parked readers, and return the mailboxes that have no room for it.
 
-    No foreign code runs in here: nobody can join or leave while the loop is under way.
+    *earlier* events were published in the same turn. No foreign code runs in here: nobody can join or leave while the loop is
+    under way.
     """
     refused: list[Mailbox[T]] = []
     size = len(chunk)
@@ -269,6 +288,6 @@ def deliver(chunk: tuple[T, ...], mailboxes: Iterable[Mailbox[T]], wake: Callabl
                 wake(waiter, None)
             except InvalidStateError:
                 continue  # on its way out of a cancellation; the next call finds the chunk
-        elif not mailbox._accept(chunk):
+        elif not mailbox._accept(chunk, earlier):
             refused.append(mailbox)
     return refused

@@ -39,8 +39,7 @@ class SharedStreamManager:
 
     Entered once, with ``async with``. It holds a task group, so it belongs into ``main`` or an application's lifespan, never into
     a generator that is handed out per request. An exception that leaves its body leaves it as itself. Leaving stops all
-    upstreams and waits until they have closed; it is itself not to be hurried, except by a cancellation, which the upstreams'
-    clean-up then sees too.
+    upstreams and takes as long as their clean-up does.
 
     :param max_buffer_size: how many events a subscriber may be behind, unless `subscribe` is told otherwise; `math.inf` allowed
     :param logger: a structlog logger; without one, structlog's own if the application has configured structlog, else the
@@ -64,8 +63,8 @@ class SharedStreamManager:
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> None:
-        await self._registry.close(exc_val)
+    ) -> bool | None:
+        return await self._registry.close(exc_val)
 
     def subscribe(
         self, source: SharedSource[T], *, subscriber_id: Hashable = None, max_buffer_size: float | None = None
@@ -132,7 +131,7 @@ class _Registry:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.groups: dict[Hashable, Group] = {}
-        self.closing: dict[Hashable, list[Group]] = {}
+        self.closing: dict[Hashable, dict[Group, None]] = {}
         self.ids = map(_GeneratedId, count(1))
         self._tasks: TaskGroup | None = None
         self._context: Context
@@ -148,15 +147,15 @@ class _Registry:
 
     def check_running(self) -> None:
         if not self._running:
-            when = "has been left" if self._tasks else "has not been entered"
-            raise RuntimeError(f"the SharedStreamManager {when}: subscribe inside its `async with` block")
+            state = "has not been entered" if self._tasks is None else "has been stopped or left"
+            raise RuntimeError(f"the SharedStreamManager {state}: subscribe inside its `async with` block")
 
     def join(self, subscription: Subscription[Any], source: SharedSource[Any]) -> Group:
         self.check_running()
         group = self.groups.get(source.key)
         if group is not None:
             # A joiner starts after what was gathered before it. Publishing that may fail the last of the others.
-            group.flush()
+            group.flush(turn_ends=False)
         if group is None or group.evicted:
             group = self._start(source, subscription)
         else:
@@ -166,7 +165,7 @@ class _Registry:
     def _start(self, source: SharedSource[Any], first: Subscription[Any]) -> Group:
         assert self._tasks is not None
         name = f"shared stream {source.key!r}"  # first of all, for a key's repr is foreign code and may raise
-        group = Group(source, self, self._backend, tuple(self.closing.get(source.key, ())))
+        group = Group(source, self, self._backend, self._last_to_open(source.key))
         group.join(first)
         # In the manager's context: the first subscriber's (a request id, a trace) must not be the upstream's for life.
         # A copy, for a context can be entered only once, and a source may subscribe to another.
@@ -174,21 +173,28 @@ class _Registry:
         self.groups[source.key] = group
         return group
 
+    def _last_to_open(self, key: Hashable) -> Group | None:
+        """The one group that the next of *key* waits for: it has waited for those before it, and a stillborn one never opens."""
+        latest = next(reversed(self.closing.get(key, {})), None)
+        return latest.earlier if latest is not None and latest.stillborn else latest
+
     # What groups report.
 
     def evicted(self, group: Group) -> None:
         del self.groups[group.key]
-        self.closing.setdefault(group.key, []).append(group)
+        self.closing.setdefault(group.key, {})[group] = None
 
     def closed(self, group: Group) -> None:
         groups = self.closing[group.key]
-        groups.remove(group)
+        del groups[group]
         if not groups:
             del self.closing[group.key]
 
     def abort(self, error: BaseException) -> None:
         assert self._tasks is not None
-        self._fatal = self._fatal or error
+        self._running = False
+        if self._fatal is None:
+            self._fatal = error
         self._tasks.cancel_scope.cancel()
 
     # The end.
@@ -205,17 +211,19 @@ class _Registry:
         for group in groups:
             await group.closed.wait()
 
-    async def close(self, body_error: BaseException | None) -> None:
-        """Stop everything and wait for it; raise what `abort` was given."""
+    async def close(self, body_error: BaseException | None) -> bool | None:
+        """Stop everything and wait for it; raise what `abort` was given. True if *body_error* is the task group's own doing."""
         assert self._tasks is not None
         self._running = False
         for group in self.all():
             group.stop()
+        cancelled = body_error if isinstance(body_error, get_cancelled_exc_class()) else None
+        swallow = None
         try:
-            # The task group is not told of the body's error, for it would wrap it.
-            await self._tasks.__aexit__(None, None, None)
+            # The task group is told of a cancellation only, for that may be its own scope's. Anything else it would wrap.
+            swallow = await self._tasks.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
         except get_cancelled_exc_class():
-            # Nor must a cancellation that comes while this waits take the place of an error that is on its way out.
+            # A cancellation that comes while this waits must not take the place of an error that is on its way out.
             if body_error is None and self._fatal is None:
                 raise
         finally:
@@ -223,6 +231,7 @@ class _Registry:
                 group.close()  # asyncio never runs a task that is natively cancelled before its first step
         if self._fatal is not None:
             raise self._fatal
+        return swallow and cancelled is not None
 
 
 def _buffer_size(size: float) -> float:

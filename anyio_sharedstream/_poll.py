@@ -8,11 +8,12 @@ wherever it likes, over its yields too. That is also why no scope is entered her
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import AbstractAsyncContextManager, suppress
+from types import AsyncGeneratorType
 from typing import Any
 
-from anyio import create_task_group, current_effective_deadline, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._group import Group
@@ -24,26 +25,24 @@ __all__ = ["host"]
 
 
 async def host(group: Group) -> None:
-    """Run a group from its start to its end. Whatever happens, it does not raise: a group's end is nobody else's."""
-    error: BaseException | None = None
-    group.started()
+    """Run a group from its start to its end, and raise nothing: a group's end is nobody else's."""
     try:
-        with group.scope:
+        group.started()
+        with suppress(get_cancelled_exc_class()), group.scope:
             async with create_task_group() as tasks:
                 tasks.start_soon(_poll, group)
-    except get_cancelled_exc_class() as exc:
-        error = exc
     finally:
-        # The poll task has finished the group, unless it was natively cancelled before its first step.
-        group.finish(error, _cancelled_from_outside(group))
-        group.close()
+        # Out here, for inside the task group a cancellation of its own looks like one of everything around it.
+        try:
+            group.finish(surroundings_cancelled=current_effective_deadline() == -math.inf)
+        finally:
+            group.close()
 
 
 async def _poll(group: Group) -> None:
     error: BaseException | None = None
     try:
-        for earlier in group.earlier:
-            await earlier.closed.wait()
+        await _wait_for_earlier(group)
         # Whoever subscribed may have left before this task first ran.
         if not group.evicted:
             group.advance("opening")
@@ -52,26 +51,29 @@ async def _poll(group: Group) -> None:
         # Nothing is raised from here: on asyncio a KeyboardInterrupt would leave the event loop by its shortest way out,
         # and a stray cancellation would cancel every other group.
         error = exc
-    group.finish(error, _cancelled_from_outside(group))
+    group.upstream_closed(error)
+    del error  # else it and this frame, which is in its traceback, keep each other alive
 
 
-def _cancelled_from_outside(group: Group) -> bool:
-    return not group.scope.cancel_called and current_effective_deadline() == -math.inf
+async def _wait_for_earlier(group: Group) -> None:
+    # Not in `_poll`, whose frame a failure's traceback keeps: a local variable there would chain every failed group of the key
+    # to the one before it.
+    if group.earlier is not None:
+        await group.earlier.closed.wait()
+        group.earlier = None
 
 
 async def _run_upstream(group: Group) -> None:
     opened = open_source(group.source)
     if isinstance(opened, AbstractAsyncContextManager):
         async with opened as iterable:
-            await _iterate(group, iterable)
+            # What a context manager gives it closes itself; only a generator may be left to whoever iterates over it.
+            await _iterate(group, iterable, isinstance(iterable, AsyncGeneratorType))
     else:
-        try:
-            await _iterate(group, opened)
-        finally:
-            await _close(group, opened)
+        await _iterate(group, opened, True)
 
 
-async def _iterate(group: Group, iterable: AsyncIterable[Any]) -> None:
+async def _iterate(group: Group, iterable: AsyncIterable[Any], close: bool) -> None:
     failure: BaseException | None = None
     iterator: AsyncIterator[Any] | None = None
     try:
@@ -83,61 +85,65 @@ async def _iterate(group: Group, iterable: AsyncIterable[Any]) -> None:
         raise
     finally:
         group.iteration_ended(failure)
-        # What is its own iterator is closed by whoever opened it. Not so a generator: a context manager that gives one may
-        # leave it to be closed here, and closing it twice does no harm.
-        if iterator is not iterable or isinstance(iterator, AsyncGenerator):
+        del failure  # it and this frame, which is in its traceback, would keep each other alive
+        if iterator is not iterable:
             await _close(group, iterator)
+        if close:
+            await _close(group, iterable)
 
 
 async def _close(group: Group, opened: object) -> None:
     """Close what has a way to be closed. What that raises is reported, and does not take the place of why it was closed."""
-    aclose = getattr(opened, "aclose", None)
-    if aclose is not None:
-        try:
+    try:
+        aclose = getattr(opened, "aclose", None)
+        if aclose is not None:
             await aclose()
-        except BaseException as exc:
-            group.clean_up_failed(exc)
+    except BaseException as exc:
+        group.clean_up_failed(exc)
 
 
 async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
-    awaitable: Awaitable[Any] = iterator.__anext__()
+    interruption: BaseException | None = None
     ready = 0
-    thrown = False
     while True:
-        step = Step(awaitable, group.flush, group.backend.reorders)
+        told = interruption is not None and group.evicted
         try:
+            if interruption is not None and isinstance(iterator, AsyncGenerator):
+                step = Step(iterator.athrow(interruption), group.flush, group.backend.reorders)
+            else:
+                step = Step(iterator.__anext__(), group.flush, group.backend.reorders)
             event = await step
         except StopAsyncIteration:
             return
-        if group.evicted and thrown:
-            return  # it was told of the cancellation and yields again
+        if told:
+            return  # it was told that it is over, and yields again
         group.gather(event)
         ready = 1 if step.suspended else ready + 1
-        if ready < TURN and not group.evicted:
-            awaitable = iterator.__anext__()
-            continue
-        ready = 0
-        group.flush()
+        interruption = None
+        if ready == TURN or group.evicted:
+            ready = 0
+            group.flush()
+            interruption = await _pause(group, isinstance(iterator, AsyncGenerator))
+            if group.evicted and interruption is None:
+                return  # it cannot be told
+
+
+async def _pause(group: Group, interruptible: bool) -> BaseException | None:
+    """Give every other task its turn. What is raised meanwhile is returned, to be raised inside the iterator.
+
+    The iterator rests at a yield, inside whatever scopes it holds there, and this may be one of theirs. So the exception belongs
+    into the iterator. Closing a generator instead would turn an ordinary end into a BaseExceptionGroup([GeneratorExit]) in every
+    source that holds a task group over its yield. Other iterators cannot be thrown into: they meet a cancellation at their next
+    await, and it is kept off until then.
+    """
+    with CancelScope(shield=not interruptible):
         try:
-            await _pause(group)
-        except BaseException as exc:
-            # The iterator rests at a yield, inside whatever scopes it holds there, and this may be one of theirs. So the
-            # exception is raised where it belongs. Closing the generator instead would turn an ordinary end into a
-            # BaseExceptionGroup([GeneratorExit]) in every source that holds a task group over its yield.
-            if not isinstance(iterator, AsyncGenerator):
-                raise
-            awaitable = iterator.athrow(exc)
-            thrown = True
-        else:
+            if not group.evicted:
+                await group.backend.let_woken_run()
             if group.evicted:
-                return  # it shields its yield from the cancellation
-            awaitable = iterator.__anext__()
-
-
-async def _pause(group: Group) -> None:
-    """Give every other task its turn, or be cancelled."""
-    if group.evicted:
-        await checkpoint_if_cancelled()
-    else:
-        await group.backend.let_woken_run()
+                # It may have come in the half of that which cannot be cancelled.
+                await checkpoint_if_cancelled()
+        except BaseException as exc:
+            return exc
+    return None

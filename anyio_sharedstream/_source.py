@@ -21,7 +21,7 @@ P = ParamSpec("P")
 OpenedSource = AsyncIterable[T] | AbstractAsyncContextManager[AsyncIterable[T]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SharedSource(Generic[T_co]):
     """What to open, and under which key; subscribers whose keys compare equal share one upstream.
 
@@ -55,7 +55,11 @@ class _Call:
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
-        return f"{self.function.__qualname__}({arguments})"
+        return f"{_name(self.function)}({arguments})"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)  # a `functools.partial` has no name
 
 
 @overload
@@ -85,7 +89,7 @@ def _factory(function: Callable[P, OpenedSource[T]]) -> Callable[P, SharedSource
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as exc:
-            raise TypeError(f"{function.__qualname__}{signature} cannot be called so: {exc}") from None
+            raise TypeError(f"{_name(function)}{signature} cannot be called so: {exc}") from None
         bound.apply_defaults()
         arguments = tuple((name, _hashable(name, value, signature)) for name, value in bound.arguments.items())
         return SharedSource(key=_Call(function, arguments), open=functools.partial(function, *bound.args, **bound.kwargs))

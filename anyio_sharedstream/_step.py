@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
+from types import GeneratorType
 from typing import Any, Generic, TypeVar
 
 from anyio.lowlevel import cancel_shielded_checkpoint
@@ -34,7 +35,8 @@ class Step(Generic[T]):
         self.suspended = False
 
     def __await__(self) -> Generator[Any, Any, T]:
-        inner: Any = self._awaitable.__await__()
+        # A generator may be awaited if `types.coroutine` made it, and then has no `__await__`.
+        inner: Any = self._awaitable if isinstance(self._awaitable, GeneratorType) else self._awaitable.__await__()
         try:
             signal = next(inner)
         except StopIteration as done:
@@ -46,7 +48,7 @@ class Step(Generic[T]):
             try:
                 sent = yield signal
                 if settle:
-                    # On trio a cancellation arrives as a value too, and is passed on after the turn like any other.
+                    # The extra turn comes before the source sees what it was sent, be that a cancellation (on trio, a value).
                     settle = False
                     yield from cancel_shielded_checkpoint().__await__()
             except GeneratorExit:

@@ -6,13 +6,14 @@ group, so it may be held over a ``yield``, be closed from another task, or be le
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from anyio import EndOfStream, Event, get_cancelled_exc_class
 from anyio.abc import ObjectReceiveStream
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._statistics import SubscriptionStatistics
@@ -98,7 +99,7 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         """
         for event in self._ready:
             return event
-        self._load(False)
+        self._load(wait=False)
         return self._begin()
 
     async def receive_batch(self, max_size: int) -> tuple[T_co, ...]:
@@ -109,17 +110,29 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         :raises ValueError: *max_size* is not a positive integer
         """
         check_batch_size(max_size)
+        turn = self._turn_before(max_size)
+        if turn is not None:
+            await self._wait_for(turn)
         if not length_hint(self._ready):
             await self._fill()
         return self._take(max_size)
 
     async def _fill(self) -> None:
-        while (waiting := self._load(True)) is not None:
-            try:
-                await waiting
-            finally:
-                self._reading = False
-                self._waiter = None
+        while True:
+            if self._terminal is not None:
+                # It may have come together with a cancellation, for leaving the manager ends its subscribers.
+                await checkpoint_if_cancelled()
+            waiting = self._load(wait=True)
+            if waiting is None:
+                return
+            await self._wait_for(waiting)
+
+    async def _wait_for(self, waiting: Awaitable[object]) -> None:
+        try:
+            await waiting
+        finally:
+            self._reading = False
+            self._waiter = None
 
     def batches(self, max_size: int) -> Batches[T_co]:
         """Iterate over batches: ``async for batch in stream.batches(100)``; see `receive_batch`.

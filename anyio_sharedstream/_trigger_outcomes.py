@@ -85,15 +85,18 @@ class Outcomes(ObjectReceiveStream[TriggerOutcome]):
         """Put as soon as there is room. A checkpoint in any case, for a trigger may yield without ever awaiting."""
         if self._closed or self._fired < self._max_fired:
             self.put(outcome)
-            await checkpoint()
-            return
+        else:
+            await self._hold(holder, outcome)
+        await checkpoint()
+
+    async def _hold(self, holder: object, outcome: TriggerFired) -> None:
         room = Event()
         self._held[holder] = outcome, room
         try:
             await room.wait()
         except BaseException:
-            # Not a stop, which would have withdrawn it, but a cancellation from inside the trigger or from around the runner.
-            # Neither undoes what was yielded before.
+            # Not a stop, which withdraws it, but a cancellation from inside the trigger or from around the runner. Neither undoes
+            # what was yielded before.
             if self._held.pop(holder, None) is not None:
                 self.put(outcome)
             raise

@@ -111,8 +111,8 @@ class Run:
     def stop(self) -> None:
         """Request the end. From here on the trigger has no outcome."""
         self.stopped = True
-        self._outcomes.withdraw(self)
         self._scope.cancel()
+        self._outcomes.withdraw(self)
 
     async def upstream_closed(self) -> None:
         """Wait until the shared stream has closed, if this was the last to use it."""
@@ -124,6 +124,7 @@ class Run:
         # On asyncio a KeyboardInterrupt raised from here would leave the event loop by its shortest way out, and a stray
         # cancellation would cancel every other trigger.
         errors: list[BaseException] = []
+        cancelled = False
         with self._scope:
             iterator: AsyncIterator[TriggerEvent] | None = None
             try:
@@ -153,23 +154,29 @@ class Run:
                 return
             if told:
                 return  # it was told to stop, and yields again
+            # The iterator rests at a yield, inside whatever scopes it holds there, and what is raised here may be one of theirs.
+            # So it is raised where it belongs. Closing a generator instead would turn an ordinary stop into a
+            # BaseExceptionGroup([GeneratorExit]) wherever a task group is held over the yield. What cannot be thrown into meets
+            # a cancellation at its next await, and it is kept off until then.
+            generator = iterator if isinstance(iterator, AsyncGenerator) else None
             try:
-                if self.stopped:
-                    await checkpoint()
-                else:
-                    await self._outcomes.fire(self, TriggerFired(self.trigger_id, event))
+                with CancelScope(shield=generator is None):
+                    await self._report(event)
             except BaseException as exc:
-                # A generator rests at its yield, inside whatever scopes it holds there, and this may be one of theirs. So the
-                # exception is raised where it belongs. Closing the generator instead would turn an ordinary stop into a
-                # BaseExceptionGroup([GeneratorExit]) wherever a task group is held over the yield.
-                if not isinstance(iterator, AsyncGenerator):
+                if generator is None:
                     raise
                 told = self.stopped
-                awaitable = iterator.athrow(exc)
+                awaitable = generator.athrow(exc)
             else:
                 if self.stopped:
-                    return  # it shields its yield from the cancellation
+                    return  # it cannot be told, or shields its yield
                 awaitable = iterator.__anext__()
+
+    async def _report(self, event: TriggerEvent) -> None:
+        if self.stopped:
+            await checkpoint()
+        else:
+            await self._outcomes.fire(self, TriggerFired(self.trigger_id, event))
 
     def end(self, errors: list[BaseException], cancelled: bool) -> None:
         """The trigger has cleaned up, and nothing of it runs any more.

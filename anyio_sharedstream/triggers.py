@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Hashable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -97,8 +98,11 @@ class TriggerRunner:
         self._owned = self._manager if manager is None else None
         self._outcomes = Outcomes(max_outcomes)
         self._live: dict[Hashable, Run] = {}
+        self._leaving: list[Run] = []
+        self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
-        self._running = False
+        self._entered = False
+        self._over = False
         self._fatal: BaseException | None = None
 
     @property
@@ -113,24 +117,27 @@ class TriggerRunner:
         return self._outcomes
 
     async def __aenter__(self) -> Self:
-        if self._tasks is not None:
+        if self._entered:
             raise RuntimeError("a TriggerRunner can be entered only once: make another one")
-        self._tasks = create_task_group()
+        self._entered = True
         if self._owned is not None:
-            await self._owned.__aenter__()
-        await self._tasks.__aenter__()
-        self._running = True
+            await self._stack.enter_async_context(self._owned)
+        self._stack.push_async_callback(self._clear)
+        self._tasks = await self._stack.enter_async_context(create_task_group())
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> None:
-        self._running = False
-        runs = list(self._live.values())
-        for run in runs:
+    ) -> bool | None:
+        self._over = True
+        self._leaving = list(self._live.values())
+        for run in self._leaving:
             run.stop()
+        # The task group is told of a cancellation only, for that may be its own scope's. Anything else it would wrap.
+        cancelled = exc_val if isinstance(exc_val, get_cancelled_exc_class()) else None
+        swallow = None
         try:
-            await self._leave(runs)
+            swallow = await self._stack.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
         except get_cancelled_exc_class():
             # A cancellation that comes while this waits must not take the place of an error that is on its way out.
             if exc_val is None and self._fatal is None:
@@ -139,21 +146,14 @@ class TriggerRunner:
             self._outcomes.end()
         if self._fatal is not None:
             raise self._fatal
+        return swallow and cancelled is not None
 
-    async def _leave(self, runs: list[Run]) -> None:
-        """Wait until everything has closed. Nothing here is told of the body's error, for a task group would wrap it."""
-        assert self._tasks is not None
-        try:
-            try:
-                await self._tasks.__aexit__(None, None, None)
-            finally:
-                for run in list(self._live.values()):
-                    run.end([], True)  # asyncio never runs a task that is natively cancelled before its first step
-            for run in runs:
-                await run.upstream_closed()
-        finally:
-            if self._owned is not None:
-                await self._owned.__aexit__(None, None, None)
+    async def _clear(self) -> None:
+        """The task group has been left: wait for the streams of what was stopped, which a given manager goes on closing."""
+        for run in list(self._live.values()):
+            run.end([], True)  # asyncio never runs a task that is natively cancelled before its first step
+        for run in self._leaving:
+            await run.upstream_closed()
 
     def start(self, trigger_id: Hashable, trigger: EventTrigger) -> None:
         """Start *trigger*. If it shares a stream, it misses nothing that is published from here on.
@@ -161,7 +161,7 @@ class TriggerRunner:
         What the trigger's own methods raise is its outcome, `TriggerFailed`, and is not raised here. The id may be used again
         as soon as the trigger has ended.
 
-        :raises RuntimeError: a trigger of this id is live, or the runner is not running: not entered yet, or left
+        :raises RuntimeError: a trigger of this id is live, or the runner is not running: not entered yet, stopped, or left
         :raises TypeError: *trigger_id* is not hashable
         """
         name = f"trigger {trigger_id!r}"
@@ -169,8 +169,9 @@ class TriggerRunner:
             live = trigger_id in self._live
         except TypeError as exc:
             raise TypeError(f"a trigger's id must be hashable, and {trigger_id!r} is not ({exc}); use a string") from None
-        if self._tasks is None or not self._running:
-            raise RuntimeError(f"the TriggerRunner is not running: start {name} inside its `async with` block")
+        if self._tasks is None or self._over:
+            state = "has not been entered" if self._tasks is None else "has been stopped or left"
+            raise RuntimeError(f"the TriggerRunner {state}: start {name} inside its `async with` block")
         if live:
             raise RuntimeError(f"{name} is live: stop it first, wait until it has ended, or choose another id")
         run = Run(trigger_id, self._outcomes, self._ended, self._abort)
@@ -204,5 +205,7 @@ class TriggerRunner:
 
     def _abort(self, error: BaseException) -> None:
         assert self._tasks is not None
-        self._fatal = self._fatal or error
+        self._over = True
+        if self._fatal is None:
+            self._fatal = error
         self._tasks.cancel_scope.cancel()

@@ -1,0 +1,329 @@
+"""Where the log lines go, what they say, and that a logger harms nobody."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from anyio_sharedstream import SharedSource, SharedStreamManager, SubscriberOverflow
+from tests.support import Feed, idle, settle, until
+
+
+@pytest.fixture
+def lines() -> LogCapture:
+    return LogCapture()
+
+
+@pytest.fixture
+def logger(lines: LogCapture) -> Any:
+    return structlog.wrap_logger(None, processors=[lines])
+
+
+@pytest.fixture
+def configured(lines: LogCapture) -> Iterator[LogCapture]:
+    """An application that has configured structlog."""
+    structlog.configure(processors=[lines])
+    yield lines
+    structlog.reset_defaults()
+
+
+async def come_and_go(manager: SharedStreamManager, key: Any = "feed") -> None:
+    feed = Feed(key)
+    async with manager.subscribe(feed.source):
+        await until(lambda: feed.opened)
+
+
+async def fail(manager: SharedStreamManager, error: Exception, key: Any = "feed") -> None:
+    feed = Feed(key)
+    feed.fail(error)
+    async with manager.subscribe(feed.source) as stream:
+        with pytest.raises(type(error)):
+            await stream.receive()
+        await until(lambda: idle(manager))
+
+
+async def overflow(manager: SharedStreamManager) -> None:
+    feed = Feed()
+    async with (
+        manager.subscribe(feed.source) as healthy,
+        manager.subscribe(feed.source, subscriber_id="slow", max_buffer_size=1) as slow,
+    ):
+        await until(lambda: feed.opened)
+        for event in range(3):
+            feed.emit(event)
+            assert await healthy.receive() == event
+        with pytest.raises(SubscriberOverflow):
+            await slow.receive()
+
+
+async def fail_to_clean_up(manager: SharedStreamManager, error: BaseException) -> None:
+    async def source() -> AsyncGenerator[str, None]:
+        try:
+            yield "event"
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    async with manager.subscribe(SharedSource(key="feed", open=source)) as stream:
+        assert await stream.receive() == "event"
+
+
+def events(lines: LogCapture) -> list[str]:
+    return [line["event"] for line in lines.entries]
+
+
+# What is said.
+
+
+async def test_a_group_is_started_and_stopped(lines: LogCapture, logger: Any) -> None:
+    async with SharedStreamManager(logger=logger) as manager:
+        await come_and_go(manager, ("prices", "BTC"))
+    assert lines.entries == [
+        {"event": "group started", "key": ("prices", "BTC"), "log_level": "info"},
+        {"event": "group stopped", "key": ("prices", "BTC"), "log_level": "info"},
+    ]
+
+
+async def test_a_stopped_group_is_no_failure(lines: LogCapture, logger: Any) -> None:
+    feed = Feed()
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(feed.source):
+        await until(lambda: feed.opened)
+        await manager.stop("feed")
+    assert events(lines) == ["group started", "group stopped"]
+
+
+async def test_a_failed_poll_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:
+    error = ValueError("broken")
+    async with SharedStreamManager(logger=logger) as manager:
+        await fail(manager, error)
+    assert events(lines) == ["group started", "poll failed", "group stopped"]
+    assert lines.entries[1] == {"event": "poll failed", "key": "feed", "exc_info": error, "log_level": "error"}
+    assert lines.entries[1]["exc_info"] is error
+
+
+async def test_a_subscriber_that_overflowed_is_named(lines: LogCapture, logger: Any) -> None:
+    async with SharedStreamManager(logger=logger) as manager:
+        await overflow(manager)
+    assert events(lines) == ["group started", "subscriber overflowed", "group stopped"]
+    assert lines.entries[1] == {
+        "event": "subscriber overflowed",
+        "key": "feed",
+        "subscriber": "slow",
+        "bound": 1,
+        "log_level": "warning",
+    }
+
+
+async def test_a_failed_clean_up_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:
+    error = OSError("clean-up")
+    async with SharedStreamManager(logger=logger) as manager:
+        await fail_to_clean_up(manager, error)
+    assert events(lines) == ["group started", "clean-up failed", "group stopped"]
+    assert lines.entries[1] == {"event": "clean-up failed", "key": "feed", "exc_info": error, "log_level": "error"}
+
+
+async def test_a_failed_closing_is_told_beside_the_failure_that_led_to_it(lines: LogCapture, logger: Any) -> None:
+    class Source:
+        def __aiter__(self) -> Source:
+            return self
+
+        async def __anext__(self) -> str:
+            raise ValueError("broken")
+
+        async def aclose(self) -> None:
+            raise OSError("clean-up")
+
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(SharedSource(key="feed", open=Source)) as stream:
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+    told = [(line["event"], repr(line.get("exc_info"))) for line in lines.entries[1:-1]]
+    assert told == [("clean-up failed", "OSError('clean-up')"), ("poll failed", "ValueError('broken')")]
+
+
+# Where it is said.
+
+
+async def test_values_that_the_application_has_bound_to_its_logger_are_kept(lines: LogCapture, logger: Any) -> None:
+    async with SharedStreamManager(logger=logger.bind(application="shop")) as manager:
+        await come_and_go(manager)
+    assert [line["application"] for line in lines.entries] == ["shop", "shop"]
+
+
+async def test_without_a_logger_the_lines_go_to_the_structlog_that_the_application_has_configured(
+    configured: LogCapture, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SharedStreamManager() as manager:
+        await fail(manager, ValueError("broken"))
+    assert events(configured) == ["group started", "poll failed", "group stopped"]
+    assert not caplog.records
+
+
+async def test_an_application_may_configure_structlog_after_it_has_made_the_manager(lines: LogCapture) -> None:
+    async with SharedStreamManager() as manager:
+        structlog.configure(processors=[lines])
+        try:
+            await come_and_go(manager)
+        finally:
+            structlog.reset_defaults()
+    assert events(lines) == ["group started", "group stopped"]
+
+
+async def test_a_logger_that_is_given_goes_before_the_one_that_is_configured(logger: Any, configured: LogCapture) -> None:
+    own = LogCapture()
+    async with SharedStreamManager(logger=structlog.wrap_logger(None, processors=[own])) as manager:
+        await come_and_go(manager)
+    assert events(own) == ["group started", "group stopped"]
+    assert not configured.entries
+
+
+async def test_with_nothing_configured_the_lines_go_to_the_standard_library_and_not_to_standard_output(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "anyio_sharedstream")
+    error = ValueError("broken")
+    async with SharedStreamManager() as manager:
+        await overflow(manager)
+        await fail(manager, error)
+    assert {record.name for record in caplog.records} == {"anyio_sharedstream"}
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "group started key='feed'"),
+        ("WARNING", "subscriber overflowed key='feed' subscriber='slow' bound=1"),
+        ("INFO", "group stopped key='feed'"),
+        ("INFO", "group started key='feed'"),
+        ("ERROR", "poll failed key='feed'"),
+        ("INFO", "group stopped key='feed'"),
+    ]
+    assert {vars(record)["key"] for record in caplog.records} == {"feed"}
+    assert vars(caplog.records[1])["subscriber"] == "slow"
+    assert caplog.records[4].exc_info is not None
+    assert caplog.records[4].exc_info[1] is error
+    assert capfd.readouterr().out == ""
+
+
+async def test_the_standard_librarys_levels_are_respected(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "anyio_sharedstream")
+    async with SharedStreamManager() as manager:
+        await overflow(manager)
+        await fail(manager, ValueError("broken"))
+    assert [record.getMessage() for record in caplog.records] == ["poll failed key='feed'"]
+
+
+PROGRAM = """
+import sys
+
+import anyio
+
+from anyio_sharedstream import SharedSource, SharedStreamManager
+
+
+async def source():
+    yield "event"
+    raise ValueError("broken")
+
+
+async def main():
+    async with SharedStreamManager() as manager, manager.subscribe(SharedSource(key="feed", open=source)) as stream:
+        assert await stream.receive() == "event"
+        try:
+            await stream.receive()
+        except ValueError:
+            pass
+
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_program_that_has_configured_nothing_has_nothing_on_its_standard_output(backend: str) -> None:
+    run = subprocess.run([sys.executable, "-c", PROGRAM, backend], capture_output=True, text=True, check=True)
+    assert run.stdout == ""
+    assert run.stderr.startswith("poll failed key='feed'\nTraceback")
+    assert "group started" not in run.stderr
+
+
+# A logger is foreign code.
+
+
+class Broken:
+    """A logger that always fails."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def _fail(self, event: str, **values: object) -> None:
+        self.calls += 1
+        raise RuntimeError("the disk is full")
+
+    info = warning = error = _fail
+
+
+async def test_a_logger_that_fails_harms_nobody_and_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    broken: Any = Broken()
+    async with SharedStreamManager(logger=broken) as manager:
+        await come_and_go(manager)
+        await overflow(manager)
+        await fail(manager, ValueError("broken"))
+        await fail_to_clean_up(manager, OSError("clean-up"))
+        assert idle(manager)
+    told = [record for record in caplog.records if record.name == "anyio_sharedstream"]
+    assert len(told) == broken.calls == 11
+    assert told[0].getMessage() == "the application's logger failed on 'group started'"
+    assert {repr(record.exc_info and record.exc_info[1]) for record in told} == {"RuntimeError('the disk is full')"}
+
+
+async def test_a_key_that_cannot_be_shown_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    class Key:
+        shown = False
+
+        def __repr__(self) -> str:
+            if self.shown:
+                raise RuntimeError("a key's repr is foreign code")
+            return "a key"
+
+    caplog.set_level(logging.INFO, "anyio_sharedstream")
+    key = Key()
+    feed = Feed(key)
+    async with SharedStreamManager() as manager, manager.subscribe(feed.source) as stream:
+        key.shown = True
+        feed.emit("event")
+        assert await stream.receive() == "event"
+        feed.fail(ValueError("broken"))
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+        await until(lambda: idle(manager))
+    assert "the application's logger failed on 'poll failed'" in [record.getMessage() for record in caplog.records]
+
+
+async def test_a_logger_that_calls_back_finds_the_state_already_changed(lines: LogCapture) -> None:
+    seen: list[tuple[str, bool, int]] = []
+    feed = Feed()
+
+    def look(logger: Any, method: str, event: Any) -> Any:
+        statistics = manager.statistics()
+        subscribers = [each for group in statistics.groups.values() for each in group.subscriptions]
+        seen.append((event["event"], "feed" in statistics.groups, len(subscribers)))
+        return lines(logger, method, event)
+
+    manager = SharedStreamManager(logger=structlog.wrap_logger(None, processors=[look]))
+    async with manager, manager.subscribe(feed.source), manager.subscribe(feed.source, max_buffer_size=1):
+        await until(lambda: feed.opened)
+        for event in range(2):
+            feed.emit(event)
+            await settle()
+        feed.fail(ValueError("broken"))
+        await until(lambda: idle(manager))
+    assert seen == [
+        ("group started", True, 2),
+        ("subscriber overflowed", True, 1),
+        ("poll failed", False, 0),
+        ("group stopped", False, 0),
+    ]
