@@ -76,11 +76,10 @@ async def settle(rounds: int = 20) -> None:
 
 async def until(condition: Callable[[], object], rounds: int = 10_000) -> None:
     """Let others run until *condition* holds; fails if that does not come about."""
-    for _ in range(rounds):
-        if condition():
-            return
+    while not condition():
+        assert rounds, "this never came about"
+        rounds -= 1
         await checkpoint()
-    raise AssertionError("this never came about")
 
 
 def idle(manager: SharedStreamManager) -> bool:

@@ -110,13 +110,16 @@ async def sweep(trial: Callable[[Cut], Awaitable[object]], *, woken: bool = True
 
 
 async def _sweep(trial: Callable[[Cut], Awaitable[object]], way: str) -> int:
-    for step in count(1):
-        cut = Cut(way, step)
-        with noted(f"cancelled before step {step}: {way}"):
-            await trial(cut)
-        if not cut.reached:
-            break
+    steps = count(1)
+    while (cut := await _try(trial, Cut(way, next(steps)))).reached:
+        pass
     return cut.steps
+
+
+async def _try(trial: Callable[[Cut], Awaitable[object]], cut: Cut) -> Cut:
+    with noted(f"cancelled before step {cut.step}: {cut.way}"):
+        await trial(cut)
+    return cut
 
 
 @contextmanager

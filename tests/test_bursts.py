@@ -31,19 +31,21 @@ async def per_item(stream: Stream) -> AsyncGenerator[int, None]:
 
 
 async def iterated(stream: Stream) -> AsyncGenerator[int, None]:
-    async for event in stream:
-        yield event
+    while True:
+        yield await anext(stream)
 
 
 async def in_small_batches(stream: Stream) -> AsyncGenerator[int, None]:
-    async for batch in stream.batches(5):
-        for event in batch:
+    batches = stream.batches(5)
+    while True:
+        for event in await anext(batches):
             yield event
 
 
 async def in_large_batches(stream: Stream) -> AsyncGenerator[int, None]:
-    async for batch in stream.batches(100):
-        for event in batch:
+    batches = stream.batches(100)
+    while True:
+        for event in await anext(batches):
             yield event
 
 
