@@ -15,6 +15,10 @@ BACKENDS = [
 ]
 
 
+#: For what trio does not have: the cancellation of a single task.
+on_asyncio = pytest.mark.parametrize("anyio_backend", BACKENDS[:2])
+
+
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param

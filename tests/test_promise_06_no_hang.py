@@ -13,10 +13,8 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, Subscription
-from tests.conftest import BACKENDS
+from tests.conftest import on_asyncio
 from tests.support import Feed, idle, settle, until
-
-on_asyncio = pytest.mark.parametrize("anyio_backend", [backend for backend in BACKENDS if backend.values[0][0] == "asyncio"])  # type: ignore[index]
 
 Received = tuple[list[Any], Exception]
 
