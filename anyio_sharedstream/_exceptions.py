@@ -72,6 +72,9 @@ class SubscriberOverflow(SharedStreamError):
 STREAM_SIGNALS = (EndOfStream, WouldBlock, StopIteration, StopAsyncIteration)
 
 
+_TRACEBACK: Any = vars(BaseException)["__traceback__"]  # whatever a class may define by this name
+
+
 class Terminal:
     """How a subscription ended: gives a fresh exception for each raise, so that repeating it does not grow it."""
 
@@ -79,11 +82,11 @@ class Terminal:
 
     def __init__(self, exception: BaseException) -> None:
         self._exception = exception
-        self._traceback = exception.__traceback__
+        self._traceback = _TRACEBACK.__get__(exception)
 
     def exception(self) -> BaseException:
         # `with_traceback` matters for an exception that could not be copied: raising it has grown the original.
-        return private_copy(self._exception).with_traceback(self._traceback)
+        return BaseException.with_traceback(private_copy(self._exception), self._traceback)
 
 
 def consists_of(exception: BaseException | None, *kinds: type[BaseException]) -> bool:
@@ -117,16 +120,17 @@ def private_copy(exception: BaseException) -> BaseException:
 
     Members of exception groups are copied too. Faithful means: same type, same arguments, same attributes.
     """
-    twin = _rebuilt(exception)
-    if twin is None:
-        twin = _copied(exception)
-    if twin is None:
+    try:
+        twin = _rebuilt(exception) or _copied(exception)
+        if twin is None:
+            return exception
+        for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__"):  # in this order: a cause suppresses
+            _set(twin, name, getattr(exception, name))
+        notes = exception.__dict__.get("__notes__")
+        if isinstance(notes, list):
+            twin.__dict__["__notes__"] = list(notes)
+    except Exception:  # a class may define any of these names as something else
         return exception
-    for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__"):  # in this order: a cause suppresses
-        _set(twin, name, getattr(exception, name))
-    notes = exception.__dict__.get("__notes__")
-    if isinstance(notes, list):
-        twin.__dict__["__notes__"] = list(notes)
     return twin
 
 

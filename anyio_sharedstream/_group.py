@@ -23,7 +23,7 @@ from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 
 from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, consists_of, without
 from anyio_sharedstream._logging import Level, Log
-from anyio_sharedstream._mailbox import Mailbox, deliver
+from anyio_sharedstream._mailbox import TURN, Mailbox, deliver
 from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._statistics import GroupState, GroupStatistics
@@ -65,6 +65,7 @@ class Group:
         self._gathered: list[Any] = []
         self._published = 0
         self._published_in_turn = 0
+        self._publications = 0
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
         self._concluded = False  # the iteration ended for a reason of its own, which is `_failure` if it raised
         self._failure: BaseException | None = None
@@ -112,14 +113,27 @@ class Group:
         chunk = tuple(self._gathered)
         self._gathered.clear()
         self._published += size
-        refused = deliver(chunk, self._mailboxes.values(), self.backend.wake, earlier)
+        refused = deliver(chunk, list(self._mailboxes.values()), self.backend.wake, earlier)
         if refused:
             self._overflow(refused)
         return True
 
+    def before_suspension(self) -> bool:
+        """Publish before the source suspends; True if the poll task must then sit out one turn of the event loop.
+
+        That is so on trio after every publication, for trio may run the poll task before the tasks that it woke. On asyncio it is
+        so once in a while: a scope's cancellation reaches no task whose future is done, and by a source that publishes in every
+        turn, a subscriber's is done whenever anyio looks. It could not be cancelled for as long as that goes on.
+        """
+        if not self.flush():
+            return False
+        self._publications += 1
+        return self.backend.reorders or self._publications % TURN == 0
+
     def _overflow(self, mailboxes: list[Mailbox[Any]]) -> None:
         for mailbox in mailboxes:
-            del self._mailboxes[mailbox._subscriber_id]
+            if self._mailboxes.get(mailbox._subscriber_id) is mailbox:
+                del self._mailboxes[mailbox._subscriber_id]
             mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
         if not self._mailboxes:
             self._cancel()
@@ -204,9 +218,10 @@ class Group:
 
     def _dismiss(self, reason: BaseException) -> None:
         terminal = Terminal(reason)
-        for mailbox in self._mailboxes.values():
-            mailbox._end(terminal)
+        mailboxes = list(self._mailboxes.values())
         self._mailboxes.clear()
+        for mailbox in mailboxes:
+            mailbox._end(terminal)
 
     def clean_up_failed(self, error: BaseException | None) -> None:
         """Report what was raised while the upstream was being closed, cancellations aside."""
@@ -236,7 +251,7 @@ class Group:
             key=self.key,
             state=self.state,
             events_published=self._published,
-            subscriptions=tuple(mailbox._statistics() for mailbox in self._mailboxes.values()),
+            subscriptions=tuple(mailbox._statistics() for mailbox in list(self._mailboxes.values())),
         )
 
 

@@ -1,12 +1,13 @@
 """Where the library's few log lines go.
 
 Relies on structlog. A line never harms what it reports on: it is written after the state has changed, and a logger that
-fails is reported, not raised into the middle of a publication.
+fails is reported, not raised into the middle of a publication. What is no `Exception` (a `KeyboardInterrupt`) goes to the owner.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -23,10 +24,11 @@ _standard_logger = logging.getLogger("anyio_sharedstream")
 class Log:
     """Writes to the logger that the application gave; else to structlog's own, if configured; else to the standard one."""
 
-    __slots__ = ("_given",)
+    __slots__ = ("_given", "_on_fatal")
 
-    def __init__(self, given: BindableLogger | None) -> None:
+    def __init__(self, given: BindableLogger | None, on_fatal: Callable[[BaseException], None]) -> None:
         self._given = given
+        self._on_fatal = on_fatal
 
     def write(self, level: Level, event: str, **values: object) -> None:
         try:
@@ -35,6 +37,8 @@ class Log:
             # Said once more elsewhere; and if that is what failed, there is nobody left to tell.
             with suppress(Exception):
                 _standard_logger.exception("the application's logger failed on %r", event)
+        except BaseException as exc:
+            self._on_fatal(exc)
 
     def _logger(self) -> Any:
         if self._given is not None:

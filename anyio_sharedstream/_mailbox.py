@@ -114,6 +114,8 @@ class Mailbox(Generic[T_co]):
         *earlier* events were published in the same turn. Whatever the bound is, they do not count, and nor does the chunk, if
         there is nothing else: the bound counts what a subscriber was too slow for, and this one has had no chance yet.
         """
+        if self._closed:
+            return True  # by a finaliser that ran during this very publication
         size = len(chunk)
         untaken = self._untaken()
         if untaken == 0:
@@ -173,8 +175,9 @@ class Mailbox(Generic[T_co]):
             raise RuntimeError("this subscription has not been entered: use `async with manager.subscribe(...) as stream`")
         if not wait:
             raise WouldBlock
+        waiter = self._create_waiter()
         self._reading = True
-        self._waiter = waiter = self._create_waiter()
+        self._waiter = waiter
         return waiter if self._suspend is None else self._suspend()
 
     def _turn(self) -> Awaitable[object]:
@@ -258,12 +261,14 @@ class Mailbox(Generic[T_co]):
         return self._received - length_hint(self._ready)
 
     def _statistics(self) -> SubscriptionStatistics:
+        untaken, taken = self._untaken(), self._taken()
         return SubscriptionStatistics(
             subscriber_id=self._subscriber_id,
-            current_buffer_used=self._untaken(),
-            peak_buffer_used=self._peak,
+            current_buffer_used=untaken,
+            # One event at a time, handed to a parked reader, is not counted on the way.
+            peak_buffer_used=max(self._peak, untaken, min(taken, 1)),
             max_buffer_size=self._max_buffer_size,
-            events_received=self._taken(),
+            events_received=taken,
         )
 
 
@@ -272,8 +277,8 @@ def deliver(
 ) -> list[Mailbox[T]]:
     """Put *chunk* into every mailbox, wake the parked readers, and return the mailboxes that have no room for it.
 
-    *earlier* events were published in the same turn. No foreign code runs in here: nobody can join or leave while the loop is
-    under way.
+    *earlier* events were published in the same turn. No foreign code runs in here, except for finalisers: *mailboxes* must be a
+    sequence of its own, and some may be closed on the way.
     """
     refused: list[Mailbox[T]] = []
     size = len(chunk)

@@ -14,15 +14,16 @@ from itertools import chain, count
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
-from anyio import create_task_group, get_cancelled_exc_class
+from anyio import create_task_group
 from anyio.abc import TaskGroup
 from structlog.typing import BindableLogger
 
 from anyio_sharedstream._group import Group
+from anyio_sharedstream._leaving import leave
 from anyio_sharedstream._logging import Log
 from anyio_sharedstream._parking import Backend, current_backend
 from anyio_sharedstream._poll import host
-from anyio_sharedstream._source import SharedSource
+from anyio_sharedstream._source import SharedSource, check_key
 from anyio_sharedstream._statistics import ManagerStatistics
 from anyio_sharedstream._subscription import Subscription
 
@@ -49,7 +50,7 @@ class SharedStreamManager:
 
     def __init__(self, *, max_buffer_size: float = DEFAULT_MAX_BUFFER_SIZE, logger: BindableLogger | None = None) -> None:
         self._max_buffer_size = _buffer_size(max_buffer_size)
-        self._registry = _Registry(Log(logger))
+        self._registry = _Registry(logger)
         self._entered = False
 
     async def __aenter__(self) -> Self:
@@ -63,8 +64,8 @@ class SharedStreamManager:
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> bool | None:
-        return await self._registry.close(exc_val)
+    ) -> None:
+        await self._registry.close(exc_val)
 
     def subscribe(
         self, source: SharedSource[T], *, subscriber_id: Hashable = None, max_buffer_size: float | None = None
@@ -79,7 +80,7 @@ class SharedStreamManager:
         """
         if not isinstance(source, SharedSource):
             raise TypeError(f"source must be a SharedSource, not {source!r}; a @shared_source function must be called")
-        self._registry.check_running()
+        self._registry.check_usable()
         try:
             hash(subscriber_id)
         except TypeError as exc:
@@ -97,7 +98,11 @@ class SharedStreamManager:
 
         Its subscribers receive what is in their buffers, then the end of the stream; the manager stays usable, and a new
         subscriber opens the upstream anew. Does nothing if there is none. If the wait is cancelled, the upstream goes on closing.
+
+        :raises ValueError: *key* is None
+        :raises TypeError: *key* is not hashable
         """
+        check_key(key)
         await self._registry.stop(self._registry.of_key(key))
 
     async def stop_all(self) -> None:
@@ -108,8 +113,8 @@ class SharedStreamManager:
         """Return a snapshot of all groups and their subscribers."""
         registry = self._registry
         return ManagerStatistics(
-            groups=MappingProxyType({key: group.statistics() for key, group in registry.groups.items()}),
-            closing=tuple(group.statistics() for group in chain.from_iterable(registry.closing.values())),
+            groups=MappingProxyType({group.key: group.statistics() for group in list(registry.groups.values())}),
+            closing=tuple(group.statistics() for group in registry.all_closing()),
         )
 
 
@@ -128,8 +133,8 @@ class _GeneratedId:
 class _Registry:
     """The key table: the one place that says which group of a key accepts subscribers, and which have yet to close."""
 
-    def __init__(self, log: Log) -> None:
-        self.log = log
+    def __init__(self, logger: BindableLogger | None) -> None:
+        self.log = Log(logger, self.abort)
         self.groups: dict[Hashable, Group] = {}
         self.closing: dict[Hashable, dict[Group, None]] = {}
         self.ids = map(_GeneratedId, count(1))
@@ -138,6 +143,7 @@ class _Registry:
         self._backend: Backend
         self._fatal: BaseException | None = None
         self._running = False
+        self._left = False
 
     def open(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
@@ -145,18 +151,23 @@ class _Registry:
         self._backend = current_backend()
         self._running = True
 
-    def check_running(self) -> None:
-        if not self._running:
-            state = "has not been entered" if self._tasks is None else "has been stopped or left"
+    def check_usable(self) -> None:
+        """Raise what is wrong with subscribing. While the manager is being left nothing is, for sources may subscribe to others."""
+        if self._tasks is None or self._left:
+            state = "has not been entered" if self._tasks is None else "has been left"
             raise RuntimeError(f"the SharedStreamManager {state}: subscribe inside its `async with` block")
 
     def join(self, subscription: Subscription[Any], source: SharedSource[Any]) -> Group:
-        self.check_running()
+        self.check_usable()
+        if not self._running:
+            raise RuntimeError("the SharedStreamManager is being left: subscribe inside its `async with` block")
         group = self.groups.get(source.key)
         if group is not None:
-            # A joiner starts after what was gathered before it. Publishing that may fail the last of the others.
+            # A joiner starts after what was gathered before it. Publishing that may fail the last of the others, and say so to a
+            # logger, which may subscribe in its turn.
             group.flush(turn_ends=False)
-        if group is None or group.evicted:
+            group = self.groups.get(source.key)
+        if group is None:
             group = self._start(source, subscription)
         else:
             group.join(subscription)
@@ -202,8 +213,11 @@ class _Registry:
     def of_key(self, key: Hashable) -> list[Group]:
         return [*filter(None, [self.groups.get(key)]), *self.closing.get(key, ())]
 
+    def all_closing(self) -> list[Group]:
+        return list(chain.from_iterable(self.closing.values()))
+
     def all(self) -> list[Group]:
-        return [*self.groups.values(), *chain.from_iterable(self.closing.values())]
+        return [*self.groups.values(), *self.all_closing()]
 
     async def stop(self, groups: list[Group]) -> None:
         for group in groups:
@@ -211,27 +225,21 @@ class _Registry:
         for group in groups:
             await group.closed.wait()
 
-    async def close(self, body_error: BaseException | None) -> bool | None:
-        """Stop everything and wait for it; raise what `abort` was given. True if *body_error* is the task group's own doing."""
+    async def close(self, body_error: BaseException | None) -> None:
+        """Stop everything and wait for it; raise what `abort` was given."""
         assert self._tasks is not None
         self._running = False
-        for group in self.all():
-            group.stop()
-        cancelled = body_error if isinstance(body_error, get_cancelled_exc_class()) else None
-        swallow = None
         try:
-            # The task group is told of a cancellation only, for that may be its own scope's. Anything else it would wrap.
-            swallow = await self._tasks.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
-        except get_cancelled_exc_class():
-            # A cancellation that comes while this waits must not take the place of an error that is on its way out.
-            if body_error is None and self._fatal is None:
-                raise
+            for group in self.all():
+                group.stop()
+        except BaseException as exc:
+            self.abort(exc)  # comparing keys is foreign code; whatever it raises, the task group must be left
+        try:
+            await leave(self._tasks.__aexit__, body_error, lambda: self._fatal)
         finally:
+            self._left = True
             for group in self.all():
                 group.close()  # asyncio never runs a task that is natively cancelled before its first step
-        if self._fatal is not None:
-            raise self._fatal
-        return swallow and cancelled is not None
 
 
 def _buffer_size(size: float) -> float:

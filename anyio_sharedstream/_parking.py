@@ -35,10 +35,12 @@ class Backend:
     """whether tasks that are ready together run in any order, so that one checkpoint does not see all of them run"""
 
     async def let_woken_run(self) -> None:
-        """Return after every task that was woken before this call has run; raises a cancellation, if there is one."""
+        """Return after every task that was woken before this call has run, and a turn more; may raise a cancellation.
+
+        Trio may run this task before those that were woken with it. For asyncio, see `Group.before_suspension`.
+        """
         await checkpoint()
-        if self.reorders:
-            await cancel_shielded_checkpoint()
+        await cancel_shielded_checkpoint()
 
 
 def current_backend() -> Backend:

@@ -110,9 +110,9 @@ async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
         told = interruption is not None and group.evicted
         try:
             if interruption is not None and isinstance(iterator, AsyncGenerator):
-                step = Step(iterator.athrow(interruption), group.flush, group.backend.reorders)
+                step = Step(iterator.athrow(interruption), group.before_suspension)
             else:
-                step = Step(iterator.__anext__(), group.flush, group.backend.reorders)
+                step = Step(iterator.__anext__(), group.before_suspension)
             event = await step
         except StopAsyncIteration:
             return

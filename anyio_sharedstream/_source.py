@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-__all__ = ["OpenedSource", "SharedSource", "iterate", "open_source", "shared_source"]
+__all__ = ["OpenedSource", "SharedSource", "check_key", "iterate", "open_source", "shared_source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -36,14 +36,19 @@ class SharedSource(Generic[T_co]):
     anyio receive stream, ...) or an async context manager that gives one. What it returns is closed by the library."""
 
     def __post_init__(self) -> None:
-        if self.key is None:
-            raise ValueError("key must not be None: it names the upstream that subscribers share")
-        try:
-            hash(self.key)
-        except TypeError as exc:
-            raise TypeError(f"key must be hashable, and {self.key!r} is not ({exc}); use a tuple or a string") from None
+        check_key(self.key)
         if not callable(self.open):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
+
+
+def check_key(key: Hashable) -> None:
+    """Raise what is wrong with a key."""
+    if key is None:
+        raise ValueError("key must not be None: it names the upstream that subscribers share")
+    try:
+        hash(key)
+    except TypeError as exc:
+        raise TypeError(f"key must be hashable, and {key!r} is not ({exc}); use a tuple or a string") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +79,18 @@ def shared_source(function: Callable[..., OpenedSource[Any]] | None = None, /) -
     `contextlib.asynccontextmanager` included; a method's key contains its instance. The factory raises `TypeError` for arguments
     that do not bind or are not hashable.
 
-    :raises TypeError: *function* cannot be called, or is a coroutine function
+    :raises TypeError: *function* cannot be called, has no signature, or is a coroutine function or a plain generator function
     """
     return _factory if function is None else _factory(function)
 
 
 def _factory(function: Callable[P, OpenedSource[T]]) -> Callable[P, SharedSource[T]]:
-    if not callable(function) or inspect.iscoroutinefunction(function):
+    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"shared_source decorates an async generator function (`async def` with `yield`), not {function!r}")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError as exc:
+        raise TypeError(f"shared_source cannot tell the parameters of {function!r} ({exc}); wrap it in a function") from None
 
     @functools.wraps(function)
     def source(*args: P.args, **kwargs: P.kwargs) -> SharedSource[T]:

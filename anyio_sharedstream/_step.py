@@ -22,16 +22,14 @@ T = TypeVar("T")
 class Step(Generic[T]):
     """An awaitable that behaves as *awaitable*, and calls *before_suspending* once before the first suspension.
 
-    With *settle*, a first suspension in which *before_suspending* returned true is followed by one more turn of the event
-    loop, so that the tasks it woke have all run before the source goes on: trio may run the poll task before them.
+    If *before_suspending* returns true, the first suspension is followed by one more turn of the event loop.
     """
 
-    __slots__ = ("_awaitable", "_before_suspending", "_settle", "suspended")
+    __slots__ = ("_awaitable", "_before_suspending", "suspended")
 
-    def __init__(self, awaitable: Awaitable[T], before_suspending: Callable[[], bool], settle: bool) -> None:
+    def __init__(self, awaitable: Awaitable[T], before_suspending: Callable[[], bool]) -> None:
         self._awaitable = awaitable
         self._before_suspending = before_suspending
-        self._settle = settle
         self.suspended = False
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -42,10 +40,14 @@ class Step(Generic[T]):
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
         self.suspended = True
-        settle = self._before_suspending() and self._settle
+        settle: bool | None = None
         # From here on this is `yield from inner` as PEP 380 spells it out: an iterator need have neither `send` nor `throw`.
         while True:
             try:
+                if settle is None:
+                    # In here, for the iterator has suspended: what this raises must be raised inside it, and not leave it behind.
+                    settle = False
+                    settle = self._before_suspending()
                 sent = yield signal
                 if settle:
                     # The extra turn comes before the source sees what it was sent, be that a cancellation (on trio, a value).

@@ -175,6 +175,8 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
             self._host = registry.join(self, self._source)
         except BaseException:
             self._registry = registry
+            # A source that subscribes to another while the manager is being left is told of its own cancellation, and no more.
+            await checkpoint_if_cancelled()
             raise
         return self
 
@@ -198,8 +200,9 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
             if create_waiter is None or self._chunk or self._backlogged or self._reading:
                 await self._fill()
             else:
+                waiter = create_waiter()
                 self._reading = True
-                self._waiter = waiter = create_waiter()
+                self._waiter = waiter
                 try:
                     await (waiter if self._suspend is None else self._suspend())
                 finally:

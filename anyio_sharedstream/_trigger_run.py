@@ -6,7 +6,6 @@ until `Run.end`, which decides, frees the id and reports in one synchronous step
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -18,6 +17,8 @@ from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import SharedSource, SharedStreamError, SharedStreamManager, Subscription
+from anyio_sharedstream._exceptions import without
+from anyio_sharedstream._logging import Log
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -28,8 +29,6 @@ from anyio_sharedstream._trigger_outcomes import (
 )
 
 __all__ = ["EventTrigger", "OpenedStream", "Run"]
-
-_logger = logging.getLogger("anyio_sharedstream")
 
 OpenedStream: TypeAlias = AsyncIterable[Any] | AbstractAsyncContextManager[AsyncIterable[Any]]
 
@@ -78,6 +77,7 @@ class Run:
         outcomes: Outcomes,
         on_end: Callable[[Run], None],
         on_fatal: Callable[[BaseException], None],
+        log: Log,
     ) -> None:
         self.trigger_id = trigger_id
         self.stopped = False
@@ -85,6 +85,7 @@ class Run:
         self._outcomes = outcomes
         self._on_end = on_end
         self._on_fatal = on_fatal
+        self._log = log
         self._scope = CancelScope()
         self._stream: Subscription[Any] | None = None
         self._iterate: Callable[[], AsyncIterable[TriggerEvent]]
@@ -196,7 +197,7 @@ class Run:
             self._outcomes.put(self._ending(errors, plain))
         self.closed.set()
         for failure in plain:
-            _logger.error("the clean-up of trigger %r failed", self.trigger_id, exc_info=failure)
+            self._log.write("error", "clean-up failed", trigger=self.trigger_id, exc_info=failure)
 
     def _ending(self, errors: list[BaseException], failures: list[Exception]) -> TriggerOutcome:
         if failures:
@@ -218,7 +219,4 @@ def _iterator(given: AsyncIterable[TriggerEvent]) -> AsyncIterator[TriggerEvent]
 
 def _failure(error: BaseException) -> BaseException | None:
     """Return *error* less its cancellations, and what closing a generator leaves in a task group held over the yield."""
-    kinds = (get_cancelled_exc_class(), GeneratorExit)
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(kinds)[1]
-    return None if isinstance(error, kinds) else error
+    return without(error, get_cancelled_exc_class(), GeneratorExit)

@@ -1,7 +1,8 @@
 """Triggers: watchers that name a key, open the shared stream of that key, and filter it into events of their own.
 
-Relies on `_trigger_run` for one trigger, on `_trigger_outcomes` for what becomes of it, and otherwise on the public API of
-`anyio_sharedstream` alone. `TriggerRunner` knows which ids are live, and holds the task group in which their triggers run.
+Relies on `_trigger_run` for one trigger, on `_trigger_outcomes` for what becomes of it, and for streams on the public API of
+`anyio_sharedstream` alone; it logs and leaves its task group as that does. `TriggerRunner` knows which ids are live, and holds the
+task group in which their triggers run.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from anyio import create_task_group, get_cancelled_exc_class
+from anyio import create_task_group
 from anyio.abc import ObjectReceiveStream, TaskGroup
+from structlog.typing import BindableLogger
 
 from anyio_sharedstream import SharedStreamManager, Subscription
+from anyio_sharedstream._leaving import leave
+from anyio_sharedstream._logging import Log
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -88,13 +92,22 @@ class TriggerRunner:
 
     :param manager: shares the streams; it is not closed here, and several runners may use it. If None, the runner has its own
     :param max_outcomes: how many fired events `outcomes` holds unread before triggers that fire must wait; `math.inf` allowed
+    :param logger: a structlog logger for what fails in clean-ups, as for `SharedStreamManager`; also that of the runner's own
+        manager
     :raises ValueError: *max_outcomes* is not a positive integer or `math.inf`
     """
 
-    def __init__(self, manager: SharedStreamManager | None = None, *, max_outcomes: float = DEFAULT_MAX_OUTCOMES) -> None:
+    def __init__(
+        self,
+        manager: SharedStreamManager | None = None,
+        *,
+        max_outcomes: float = DEFAULT_MAX_OUTCOMES,
+        logger: BindableLogger | None = None,
+    ) -> None:
         if max_outcomes != math.inf and (type(max_outcomes) is not int or max_outcomes < 1):
             raise ValueError(f"max_outcomes must be a positive number of events or math.inf, not {max_outcomes!r}")
-        self._manager = SharedStreamManager() if manager is None else manager
+        self._manager = SharedStreamManager(logger=logger) if manager is None else manager
+        self._log = Log(logger, self._abort)
         self._owned = self._manager if manager is None else None
         self._outcomes = Outcomes(max_outcomes)
         self._live: dict[Hashable, Run] = {}
@@ -128,25 +141,15 @@ class TriggerRunner:
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._over = True
         self._leaving = list(self._live.values())
         for run in self._leaving:
             run.stop()
-        # The task group is told of a cancellation only, for that may be its own scope's. Anything else it would wrap.
-        cancelled = exc_val if isinstance(exc_val, get_cancelled_exc_class()) else None
-        swallow = None
         try:
-            swallow = await self._stack.__aexit__(type(cancelled) if cancelled else None, cancelled, None)
-        except get_cancelled_exc_class():
-            # A cancellation that comes while this waits must not take the place of an error that is on its way out.
-            if exc_val is None and self._fatal is None:
-                raise
+            await leave(self._stack.__aexit__, exc_val, lambda: self._fatal)
         finally:
             self._outcomes.end()
-        if self._fatal is not None:
-            raise self._fatal
-        return swallow and cancelled is not None
 
     async def _clear(self) -> None:
         """The task group has been left: wait for the streams of what was stopped, which a given manager goes on closing."""
@@ -174,13 +177,17 @@ class TriggerRunner:
             raise RuntimeError(f"the TriggerRunner {state}: start {name} inside its `async with` block")
         if live:
             raise RuntimeError(f"{name} is live: stop it first, wait until it has ended, or choose another id")
-        run = Run(trigger_id, self._outcomes, self._ended, self._abort)
+        run = Run(trigger_id, self._outcomes, self._ended, self._abort, self._log)
+        self._live[trigger_id] = run  # first, for the trigger's methods are foreign code, and may start others
         try:
             run.prepare(trigger, self._manager)
-        except Exception as exc:
+        except BaseException as exc:
+            del self._live[trigger_id]
+            run.closed.set()
+            if not isinstance(exc, Exception):
+                raise
             self._outcomes.put(TriggerFailed(trigger_id, exc))
         else:
-            self._live[trigger_id] = run
             self._tasks.start_soon(run.run, name=name)
 
     async def stop(self, trigger_id: Hashable) -> None:

@@ -25,11 +25,13 @@ CORE = [
     "_step",
     "_source",
     "_statistics",
+    "_leaving",
     "_logging",
     "_exceptions",
 ]
 
-#: The triggers are a user of the package like any other: they import its public names, and each other downwards.
+#: The triggers are a user of the package like any other: they import its public names, each other downwards, and what knows of
+#: no stream at all.
 TRIGGERS = ["triggers", "_trigger_run", "_trigger_outcomes"]
 
 MODULES = {path.stem: path for path in sorted(Path(anyio_sharedstream.__file__).parent.glob("*.py"))}
@@ -72,7 +74,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def importable(module: str) -> set[str]:
     """The modules of this package that *module* may import."""
     if module in TRIGGERS:
-        return {"__init__", *TRIGGERS[TRIGGERS.index(module) + 1 :]}
+        return {"__init__", "_leaving", "_logging", "_exceptions", *TRIGGERS[TRIGGERS.index(module) + 1 :]}
     return set(CORE[CORE.index(module) + 1 :])
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
 import pytest
 
-from anyio_sharedstream import DEFAULT_MAX_BUFFER_SIZE, PollTerminated, SharedSource, SharedStreamManager, shared_source
+from anyio_sharedstream import (
+    DEFAULT_MAX_BUFFER_SIZE,
+    PollTerminated,
+    SharedSource,
+    SharedStreamError,
+    SharedStreamManager,
+    Subscription,
+    shared_source,
+)
 from tests.conftest import BACKENDS
 from tests.support import Feed, idle, settle, until
 
@@ -47,7 +56,7 @@ async def test_subscribing_while_leaving_waits_is_refused() -> None:
         await until(lambda: manager.statistics().closing)
         clean_up.set()
         with pytest.raises(RuntimeError, match="left"):
-            manager.subscribe(feed.source)
+            await manager.subscribe(feed.source).__aenter__()
         refused.append("")
 
     async with anyio.create_task_group() as tasks, SharedStreamManager() as manager:
@@ -203,6 +212,13 @@ async def test_stop_ends_one_key_and_the_manager_stays_usable() -> None:
             assert await again.receive() == 3
 
 
+@pytest.mark.parametrize(("key", "error"), [(None, ValueError), ([1], TypeError)])
+async def test_stopping_what_can_be_no_key_is_refused(key: Any, error: type[Exception]) -> None:
+    async with SharedStreamManager() as manager:
+        with pytest.raises(error, match="key must"):
+            await manager.stop(key)
+
+
 async def test_stopping_what_does_not_run_does_nothing_at_once() -> None:
     feed = Feed()
     async with SharedStreamManager() as manager, manager.subscribe(feed.source) as stream:
@@ -315,14 +331,25 @@ async def test_a_cancelled_stop_has_stopped() -> None:
 async def test_tasks_that_are_cancelled_natively_at_any_step_leave_nothing(steps: int) -> None:
     feed = Feed()
     before = asyncio.all_tasks()
-    async with SharedStreamManager() as manager:
-        stream = await manager.subscribe(feed.source).__aenter__()
-        await settle(steps)
-        for task in asyncio.all_tasks() - before:
-            task.cancel()
-        await settle()
+    manager = SharedStreamManager()
+    body: list[str] = []
+
+    async def run() -> None:
+        async with manager:
+            streams.append(await manager.subscribe(feed.source).__aenter__())
+            await settle(steps)
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+            await settle()
+            body.append("completed")
+
+    streams: list[Subscription[Any]] = []
+    # Before its first step, a task takes the manager's task group with it; and nobody may take that for an ordinary end.
+    with nullcontext() if steps else pytest.raises(SharedStreamError, match=r"Task\.cancel"):
+        await run()
+    assert bool(body) == bool(steps)
     assert idle(manager)
     assert asyncio.all_tasks() == before
     assert feed.opened == feed.closed
     with pytest.raises((PollTerminated, anyio.EndOfStream)):
-        await stream.receive()
+        await streams[0].receive()

@@ -234,3 +234,66 @@ async def test_a_reader_with_events_ready_yields_at_least_once_in_64(read: Read,
                 runs.append(0)
             runs[-1] += 1
         assert 32 <= max(runs) <= 64  # that it does not yield for every event matters as well
+
+
+# A source that publishes in every turn of the event loop: asyncio's scopes cannot cancel a task whose future is done.
+
+
+async def with_a_checkpoint() -> AsyncGenerator[int, None]:
+    while True:
+        yield 1
+        await checkpoint()
+
+
+async def without_a_checkpoint() -> AsyncGenerator[int, None]:
+    while True:
+        yield 1
+
+
+async def with_some_checkpoints() -> AsyncGenerator[int, None]:
+    while True:
+        for _ in range(63):
+            yield 1
+        await checkpoint()
+
+
+class Ready:
+    def __aiter__(self) -> Ready:
+        return self
+
+    async def __anext__(self) -> int:
+        return 1
+
+
+BUSY = pytest.mark.parametrize("busy", [with_a_checkpoint, without_a_checkpoint, with_some_checkpoints, Ready])
+
+
+@BUSY
+@READS
+@pytest.mark.parametrize("nested", [False, True], ids=["direct", "nested"])
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_scope_cancels_a_subscriber_whose_source_publishes_in_every_turn(
+    busy: Callable[[], Any], read: Read, nested: bool, steps: int
+) -> None:
+    inner = SharedSource(key="inner", open=busy)
+    left: list[str] = []
+
+    async def around() -> AsyncGenerator[int, None]:
+        async with manager.subscribe(inner) as stream:
+            while True:
+                for event in await read(stream):
+                    yield event
+
+    async def follow(scope: anyio.CancelScope) -> None:
+        with scope:
+            async with manager.subscribe(SharedSource(key="outer", open=around) if nested else inner) as stream:
+                while True:
+                    await read(stream)
+        left.append("")
+
+    async with SharedStreamManager() as manager, anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+        tasks.start_soon(follow, scope)
+        await settle(20 + steps)
+        scope.cancel()
+        await until(lambda: left, rounds=1000)

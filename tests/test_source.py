@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
@@ -175,7 +175,13 @@ async def a_coroutine_function() -> None:
     """Not a source: it gives nothing to iterate over."""
 
 
-@pytest.mark.parametrize("function", [42, a_coroutine_function, functools.partial(a_coroutine_function)])
+def a_plain_generator_function() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "function", [42, a_coroutine_function, functools.partial(a_coroutine_function), a_plain_generator_function, min]
+)
 def test_what_is_no_source_function_is_refused_and_named(function: Any) -> None:
     for decorate in (shared_source, shared_source()):
         with pytest.raises(TypeError) as caught:

@@ -195,6 +195,17 @@ async def test_a_reader_that_waits_is_counted_like_any_other() -> None:
         assert (statistics.events_received, statistics.current_buffer_used, statistics.peak_buffer_used) == (1, 9, 10)
 
 
+async def test_the_peak_counts_the_single_events_of_a_reader_that_keeps_up() -> None:
+    feed = Feed()
+    async with SharedStreamManager() as manager, manager.subscribe(feed.source) as stream, anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.receive)
+        await settle()
+        assert stream.statistics().peak_buffer_used == 0
+        feed.emit(1)
+        await until(lambda: stream.statistics().events_received)
+        assert stream.statistics().peak_buffer_used == 1
+
+
 async def test_a_subscription_that_has_ended_counts_what_it_has_yet_to_give() -> None:
     feed = Feed()
     async with SharedStreamManager() as manager, manager.subscribe(feed.source) as stream:

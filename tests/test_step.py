@@ -46,8 +46,8 @@ class Bare:
         raise StopIteration(self._result)
 
 
-def driven(iterator: Any, watch: Callable[[], bool] | None = None, settle: bool = False) -> Generator[Any, Any, Any]:
-    return Step[Any](Awaitable(iterator), watch or Watch(), settle).__await__()
+def driven(iterator: Any, watch: Callable[[], bool] | None = None) -> Generator[Any, Any, Any]:
+    return Step[Any](Awaitable(iterator), watch or Watch()).__await__()
 
 
 def result_of(resume: Callable[..., Any], *args: Any) -> Any:
@@ -70,7 +70,7 @@ def echo() -> Generator[Any, Any, Any]:
 
 def test_what_returns_at_once_does_not_suspend_and_publishes_nothing() -> None:
     watch = Watch()
-    step = Step[str](Awaitable(Bare(result="result")), watch, settle=True)
+    step = Step[str](Awaitable(Bare(result="result")), watch)
     assert result_of(next, step.__await__()) == "result"
     assert not step.suspended
     assert watch.calls == 0
@@ -84,7 +84,7 @@ def test_what_raises_at_once_does_not_suspend_and_publishes_nothing() -> None:
         raise ValueError("broken")
 
     watch = Watch()
-    step = Step[None](Awaitable(broken()), watch, settle=True)
+    step = Step[None](Awaitable(broken()), watch)
     with pytest.raises(ValueError, match="broken"):
         next(step.__await__())
     assert not step.suspended
@@ -98,7 +98,7 @@ def test_it_publishes_once_and_before_the_first_suspension() -> None:
         order.append("published")
         return False
 
-    step = Step[str](Awaitable(Bare("one", "two", result="result")), watch, settle=False)
+    step = Step[str](Awaitable(Bare("one", "two", result="result")), watch)
     generator = step.__await__()
     order += [next(generator), next(generator), result_of(next, generator)]
     assert order == ["published", "one", "two", "result"]
@@ -223,17 +223,24 @@ class Turns:
         except StopIteration as done:
             return done.value
 
-    async def of(self, published: bool, settle: bool) -> int:
-        step = Step[str](Awaitable(self.twice().__await__()), Watch(published), settle)
+    async def of(self, published: bool) -> int:
+        step = Step[str](Awaitable(self.twice().__await__()), Watch(published))
         assert await Awaitable(self.counted(step.__await__())) == "result"
         return self.suspensions
 
 
-async def test_a_publication_is_followed_by_one_turn_more_if_it_is_to_settle() -> None:
-    plain = await Turns().of(published=False, settle=False)
-    assert await Turns().of(published=True, settle=False) == plain
-    assert await Turns().of(published=False, settle=True) == plain
-    assert await Turns().of(published=True, settle=True) == plain + 1
+async def test_a_publication_may_ask_for_one_turn_more() -> None:
+    assert await Turns().of(published=True) == await Turns().of(published=False) + 1
+
+
+def test_what_publishing_raises_is_raised_inside_the_awaitable() -> None:
+    def watch() -> bool:
+        raise ValueError("broken")
+
+    generator = driven(echo(), watch)
+    answer = next(generator)
+    assert isinstance(answer, ValueError)
+    assert result_of(generator.send, "enough") == "result"
 
 
 async def test_one_that_was_cancelled_while_it_settled_is_closed() -> None:
@@ -243,7 +250,7 @@ async def test_one_that_was_cancelled_while_it_settled_is_closed() -> None:
         def close(self) -> None:
             closed.append(True)
 
-    generator = driven(Closable("one", "two"), Watch(published=True), settle=True)
+    generator = driven(Closable("one", "two"), Watch(published=True))
     assert next(generator) == "one"
     signal = next(generator)  # a turn of the event loop
     assert signal != "two"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from anyio_sharedstream import SharedStreamManager, Subscription, SubscriptionStatistics
 from tests.support import Feed, idle, settle, until
@@ -299,3 +301,20 @@ async def test_an_id_that_is_taken_is_refused_until_it_is_free(
         async with second:  # what was refused has left no state
             feed.emit(1)
             assert await second.receive() == 1
+
+
+@pytest.mark.parametrize("receive", [Subscription.receive, anext, lambda stream: stream.receive_batch(1)])
+async def test_a_receive_that_cannot_wait_leaves_the_subscription_usable(receive: Any) -> None:
+    feed = Feed()
+    async with SharedStreamManager() as manager, manager.subscribe(feed.source) as stream:
+        coroutine = receive(stream)
+        # Stepped where no event loop runs, it cannot wait.
+        await to_thread.run_sync(step_and_close, coroutine)
+        feed.emit(1)
+        assert await stream.receive() == 1
+
+
+def step_and_close(coroutine: Any) -> None:
+    with suppress(RuntimeError):
+        coroutine.send(None)
+    coroutine.close()

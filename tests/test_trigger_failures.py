@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import pytest
+import structlog
 from anyio import get_cancelled_exc_class, sleep_forever
+from structlog.testing import LogCapture
 
 from anyio_sharedstream import SharedStreamError, SharedStreamManager, Subscription
 from anyio_sharedstream.triggers import (
@@ -279,3 +281,77 @@ async def test_churn_leaves_nothing(count: int) -> None:
             assert idle(manager)
         assert feed.opened == feed.closed == 1
     assert await rest(runner) == []
+
+
+# Groups of exceptions.
+
+
+class Underivable(ExceptionGroup[Exception]):
+    def __new__(cls, errors: list[Exception]) -> Self:
+        return super().__new__(cls, "underivable", errors)
+
+    def derive(self, errors: Any) -> Any:
+        raise ZeroDivisionError
+
+
+async def test_an_exception_group_that_cannot_be_split_fails_its_trigger_alone() -> None:
+    error = Underivable([ValueError()])
+    feed = Feed()
+    async with TriggerRunner() as runner:
+        runner.start("unrelated", Shared(feed))
+        runner.start("a", alone(raising(error)))
+        assert await failure(runner) is error
+        feed.emit(1)
+        assert await take(runner, 1) == fired("unrelated", 1)
+
+
+async def test_a_trigger_may_be_started_from_within_the_start_of_another() -> None:
+    refused: list[str] = []
+
+    class Nested(Shared):
+        def shared_stream_key(self) -> Any:
+            with pytest.raises(RuntimeError, match="is live"):
+                runner.start("a", yields(1))
+            refused.append("")
+            runner.start("b", yields(2))
+            return super().shared_stream_key()
+
+    feed = Feed()
+    async with TriggerRunner() as runner:
+        runner.start("a", Nested(feed))
+        feed.emit(1)
+        assert {outcome.trigger_id for outcome in await take(runner, 3)} == {"a", "b"}
+    assert refused
+
+
+async def test_what_a_failed_clean_up_says_goes_to_the_logger_that_was_given() -> None:
+    lines = LogCapture()
+
+    async def run() -> Events:
+        try:
+            yield TriggerEvent(1)
+            await sleep_forever()
+        finally:
+            raise ValueError("clean-up")
+
+    async with TriggerRunner(logger=structlog.wrap_logger(None, processors=[lines])) as runner:
+        runner.start("a", alone(run))
+        await take(runner, 1)
+        await runner.stop("a")
+    (line,) = lines.entries
+    assert (line["event"], line["trigger"], line["log_level"]) == ("clean-up failed", "a", "error")
+    assert isinstance(line["exc_info"], ValueError)
+
+
+@on_asyncio
+@pytest.mark.filterwarnings("ignore:coroutine 'Run.run' was never awaited:RuntimeWarning")  # which is what this is about
+async def test_a_runner_that_lost_everything_to_a_native_cancellation_says_so() -> None:
+    async def run() -> None:
+        async with TriggerRunner() as runner:
+            runner.start("a", yields(1))
+            [task] = [task for task in asyncio.all_tasks() if task.get_name() == "trigger 'a'"]
+            task.cancel()
+            await sleep_forever()
+
+    with pytest.raises(SharedStreamError, match=r"Task\.cancel"):
+        await run()
