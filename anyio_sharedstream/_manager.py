@@ -152,7 +152,7 @@ class _Registry:
         self._running = True
 
     def check_usable(self) -> None:
-        """Raise what is wrong with subscribing. While the manager is being left nothing is, for sources may subscribe to others."""
+        """Raise what is wrong with making a subscription. Nothing is while the manager is being left: sources may make some."""
         if self._tasks is None or self._left:
             state = "has not been entered" if self._tasks is None else "has been left"
             raise RuntimeError(f"the SharedStreamManager {state}: subscribe inside its `async with` block")

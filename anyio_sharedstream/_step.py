@@ -58,12 +58,16 @@ class Step(Generic[T]):
                     inner.close()
                 raise
             except BaseException as exc:
-                if not hasattr(inner, "throw"):
-                    raise
-                resume = partial(inner.throw, exc)
+                resume = _throwing(inner, exc)
             else:
                 resume = inner.__next__ if sent is None else partial(inner.send, sent)
             try:
                 signal = resume()
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
+
+
+def _throwing(inner: Any, exc: BaseException) -> Callable[[], Any]:
+    if not hasattr(inner, "throw"):
+        raise exc
+    return partial(inner.throw, exc)

@@ -1,8 +1,8 @@
 """Triggers: watchers that name a key, open the shared stream of that key, and filter it into events of their own.
 
-Relies on `_trigger_run` for one trigger, on `_trigger_outcomes` for what becomes of it, and for streams on the public API of
-`anyio_sharedstream` alone; it logs and leaves its task group as that does. `TriggerRunner` knows which ids are live, and holds the
-task group in which their triggers run.
+Relies on `_trigger_run` for one trigger, on `_trigger_outcomes` for what becomes of it, and on nothing but the public API of
+`anyio_sharedstream` for streams; it logs, and leaves its task group, as that does. `TriggerRunner` knows which ids are live, and
+holds the task group in which their triggers run.
 """
 
 from __future__ import annotations
