@@ -57,27 +57,13 @@ class Mailbox(Generic[T_co]):
     Its names are private because the subscription, which is public, inherits them; the group is in the know.
     """
 
+    # fmt: off
     __slots__ = (
-        "_backlog",
-        "_backlogged",
-        "_chunk",
-        "_closed",
-        "_create_waiter",
-        "_feed",
-        "_max_buffer_size",
-        "_peak",
-        "_queued",
-        "_reading",
-        "_ready",
-        "_received",
-        "_remaining",
-        "_subscriber_id",
-        "_suspend",
-        "_taken_at_yield",
-        "_terminal",
-        "_waiter",
-        "_wake_waiter",
+        "_backlog", "_backlogged", "_chunk", "_closed", "_create_waiter", "_feed", "_max_buffer_size", "_peak",
+        "_queued", "_reading", "_ready", "_received", "_remaining", "_subscriber_id", "_suspend", "_taken_at_yield",
+        "_terminal", "_waiter", "_wake_waiter",
     )
+    # fmt: on
 
     def __init__(self, subscriber_id: Hashable, max_buffer_size: float) -> None:
         self._subscriber_id = subscriber_id
@@ -123,17 +109,25 @@ class Mailbox(Generic[T_co]):
         elif untaken > earlier and untaken + size > self._max_buffer_size:
             return False
         else:
-            if self._feed is None:
-                # Every chunk holds an event at least, so a stream of as many chunks as there may be events never fills.
-                streams = create_memory_object_stream[tuple[T_co, ...]](max(self._max_buffer_size, TURN))
-                self._feed, self._backlog = streams
-            self._feed.send_nowait(chunk)
+            feed = self._feed or self._open_backlog()
             self._backlogged += 1
             self._queued += size
             self._taken_at_yield = self._taken()
+            try:
+                feed.send_nowait(chunk)
+            except ClosedResourceError:
+                self._drop()  # a finaliser has closed it since
         if untaken + size > self._peak:
             self._peak = untaken + size
         return True
+
+    def _open_backlog(self) -> MemoryObjectSendStream[tuple[T_co, ...]]:
+        # Every chunk holds an event at least, so a stream of as many chunks as there may be events never fills.
+        feed, self._backlog = create_memory_object_stream[tuple[T_co, ...]](max(self._max_buffer_size, TURN))
+        self._feed = feed
+        if self._closed:
+            self._close_backlog()  # closed by a finaliser, which making the streams may have set off
+        return feed
 
     def _end(self, terminal: Terminal) -> None:
         """Let the reader have what is buffered, then the terminal."""

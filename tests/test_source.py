@@ -176,7 +176,7 @@ async def a_coroutine_function() -> None:
 
 
 def a_plain_generator_function() -> Iterator[int]:
-    yield 1
+    yield from ()
 
 
 @pytest.mark.parametrize(
