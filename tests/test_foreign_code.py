@@ -14,6 +14,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, Subscription
+from tests.conftest import BACKENDS
 from tests.support import Feed, idle, settle, until
 
 # Finalisers.
@@ -93,6 +94,7 @@ async def publish_while_collecting(bound: int, allocations: int) -> list[set[str
 
 
 @pytest.mark.usefixtures("collected_on_demand")
+@pytest.mark.parametrize("anyio_backend", [BACKENDS[0], BACKENDS[2]], indirect=True)  # uvloop wakes tasks without allocating
 @pytest.mark.parametrize("bound", [1, 1000], ids=["refused", "accepted"])
 async def test_a_subscription_may_be_closed_by_a_finaliser_in_the_middle_of_a_publication(bound: int) -> None:
     closed_by = [names for allocations in range(5, 100, 10) for names in await publish_while_collecting(bound, allocations)]
