@@ -70,7 +70,7 @@ class Mailbox(Generic[T_co]):
         self._max_buffer_size = max_buffer_size
         self._wake_waiter: Callable[[Any, None], object]
         self._create_waiter: Callable[[], Any] | None = None  # there is one while a reader may park
-        self._suspend: Callable[[], Awaitable[object]] | None = None
+        self._suspend: Callable[[Any], Awaitable[object]] | None = None
         self._ready: Iterator[T_co] = _EXHAUSTED
         self._chunk: tuple[T_co, ...] = ()
         self._feed: MemoryObjectSendStream[tuple[T_co, ...]] | None = None
@@ -172,7 +172,7 @@ class Mailbox(Generic[T_co]):
         waiter = self._create_waiter()
         self._reading = True
         self._waiter = waiter
-        return waiter if self._suspend is None else self._suspend()
+        return waiter if self._suspend is None else self._suspend(waiter)
 
     def _turn(self) -> Awaitable[object]:
         self._taken_at_yield = self._received
@@ -181,7 +181,7 @@ class Mailbox(Generic[T_co]):
 
     def _turn_before(self, limit: int) -> Awaitable[object] | None:
         """What to await, as for `_load`, before up to *limit* events are taken by a reader that is behind."""
-        if not self._backlogged or self._reading or self._taken() - self._taken_at_yield <= max(TURN - limit, 0):
+        if self._taken() - self._taken_at_yield <= max(TURN - limit, 0):
             return None
         # Where a second reader does not find it: see the invariant on `_ready`.
         rest = tuple(self._ready)
@@ -201,6 +201,12 @@ class Mailbox(Generic[T_co]):
 
     def _take(self, limit: int) -> tuple[T_co, ...]:
         """Take up to *limit* of what is buffered, across chunks; there is something."""
+        chunk = self._chunk
+        if len(chunk) <= limit and not self._backlogged and not length_hint(self._ready):
+            # The usual case of a reader that keeps up: the very tuple that all subscribers share.
+            self._chunk = ()
+            self._received += len(chunk)
+            return chunk
         batch = tuple(islice(self._ready, limit))
         while len(batch) < limit and (self._chunk or self._backlogged):
             self._load(wait=False)
@@ -208,8 +214,7 @@ class Mailbox(Generic[T_co]):
             self._chunk = ()
             self._received += len(chunk)
             if len(batch) + len(chunk) <= limit:
-                # The usual case of a reader that keeps up: the very tuple that all subscribers share.
-                batch = batch + chunk if batch else chunk
+                batch += chunk
             else:
                 self._ready = iter(chunk)
                 batch += tuple(islice(self._ready, limit - len(batch)))

@@ -22,12 +22,12 @@ __all__ = ["Backend", "current_backend"]
 class Backend:
     """What differs between the event loops, as far as this library is concerned.
 
-    To park, a task puts ``create_waiter()`` where others find it, awaits ``suspend()`` at once (or the waiter, if that is None),
-    and then takes the waiter away. To wake it, another takes the waiter away first, so that it is woken once.
+    To park, a task puts a waiter of ``create_waiter()`` where others find it, awaits ``suspend(waiter)`` at once (the waiter, if
+    that is None), and then takes the waiter away. To wake it, another takes the waiter away first, so that it is woken once.
     """
 
     create_waiter: Callable[[], Any]
-    suspend: Callable[[], Awaitable[object]] | None
+    suspend: Callable[[Any], Awaitable[object]] | None
     wake: Callable[[Any, None], object]
     """Wake the task of a waiter. If a cancellation came first and the task has not run since, this does nothing on trio, and
     raises `asyncio.InvalidStateError` on asyncio: asking beforehand would cost something at every wake-up."""

@@ -6,7 +6,7 @@ group, so it may be held over a ``yield``, be closed from another task, or be le
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Hashable
+from collections.abc import Hashable
 from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -110,9 +110,16 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         :raises ValueError: *max_size* is not a positive integer
         """
         check_batch_size(max_size)
-        turn = self._turn_before(max_size)
-        if turn is not None:
-            await self._wait_for(turn)
+        return await self._batch(max_size)
+
+    async def _batch(self, max_size: int) -> tuple[T_co, ...]:
+        if self._backlogged and not self._reading:
+            turn = self._turn_before(max_size)
+            if turn is not None:
+                try:
+                    await turn
+                finally:
+                    self._reading = False
         if not length_hint(self._ready):
             await self._fill()
         return self._take(max_size)
@@ -125,14 +132,11 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
             waiting = self._load(wait=True)
             if waiting is None:
                 return
-            await self._wait_for(waiting)
-
-    async def _wait_for(self, waiting: Awaitable[object]) -> None:
-        try:
-            await waiting
-        finally:
-            self._reading = False
-            self._waiter = None
+            try:
+                await waiting
+            finally:
+                self._reading = False
+                self._waiter = None
 
     def batches(self, max_size: int) -> Batches[T_co]:
         """Iterate over batches: ``async for batch in stream.batches(100)``; see `receive_batch`.
@@ -204,7 +208,7 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
                 self._reading = True
                 self._waiter = waiter
                 try:
-                    await (waiter if self._suspend is None else self._suspend())
+                    await (waiter if self._suspend is None else self._suspend(waiter))
                 finally:
                     self._reading = False
                     self._waiter = None
@@ -212,6 +216,11 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
                     await self._fill()
         except EndOfStream:
             raise StopAsyncIteration from None
+        chunk = self._chunk
+        if len(chunk) == 1:
+            self._chunk = ()
+            self._received += 1
+            return chunk[0]
         return self._begin()
 
 
@@ -229,8 +238,24 @@ class Batches(Generic[T_co]):
         return self
 
     async def __anext__(self) -> tuple[T_co, ...]:
+        stream = self._stream
         try:
-            return await self._stream.receive_batch(self._max_size)
+            # Written out for a reader that keeps up, as in `Subscription.__anext__`.
+            create_waiter = stream._create_waiter
+            if create_waiter is not None and not (
+                stream._chunk or stream._backlogged or stream._reading or length_hint(stream._ready)
+            ):
+                waiter = create_waiter()
+                stream._reading = True
+                stream._waiter = waiter
+                try:
+                    await (waiter if stream._suspend is None else stream._suspend(waiter))
+                finally:
+                    stream._reading = False
+                    stream._waiter = None
+                if stream._chunk:
+                    return stream._take(self._max_size)
+            return await stream._batch(self._max_size)
         except EndOfStream:
             raise StopAsyncIteration from None
 
