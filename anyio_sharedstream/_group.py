@@ -104,12 +104,15 @@ class Group:
         self._gathered.append(event)
 
     def flush(self, turn_ends: bool = True) -> bool:
-        """Publish what was gathered; True if there was anything. Never raises: it runs inside the source's suspensions."""
+        """Publish what was gathered; True if anything has been published in this turn, also earlier, for one who joined in it.
+
+        Never raises: it runs inside the source's suspensions.
+        """
         earlier = self._published_in_turn
         size = len(self._gathered)
         self._published_in_turn = 0 if turn_ends else earlier + size
         if not size:
-            return False
+            return earlier > 0
         chunk = tuple(self._gathered)
         self._gathered.clear()
         self._published += size

@@ -181,7 +181,9 @@ class Mailbox(Generic[T_co]):
 
     def _turn_before(self, limit: int) -> Awaitable[object] | None:
         """What to await, as for `_load`, before up to *limit* events are taken by a reader that is behind."""
-        if self._taken() - self._taken_at_yield <= max(TURN - limit, 0):
+        since = self._taken() - self._taken_at_yield
+        # Not sooner than need be: a whole turn of the source must be taken before that goes on.
+        if since == 0 or since + min(limit, self._untaken()) <= TURN:
             return None
         # Where a second reader does not find it: see the invariant on `_ready`.
         rest = tuple(self._ready)
@@ -260,14 +262,12 @@ class Mailbox(Generic[T_co]):
         return self._received - length_hint(self._ready)
 
     def _statistics(self) -> SubscriptionStatistics:
-        untaken, taken = self._untaken(), self._taken()
         return SubscriptionStatistics(
             subscriber_id=self._subscriber_id,
-            current_buffer_used=untaken,
-            # One event at a time, handed to a parked reader, is not counted on the way.
-            peak_buffer_used=max(self._peak, untaken, min(taken, 1)),
+            current_buffer_used=self._untaken(),
+            peak_buffer_used=self._peak,
             max_buffer_size=self._max_buffer_size,
-            events_received=taken,
+            events_received=self._taken(),
         )
 
 
@@ -286,7 +286,7 @@ def deliver(
         if waiter is not None:
             mailbox._waiter = None
             mailbox._chunk = chunk
-            if size > 1 and size > mailbox._peak:
+            if size > mailbox._peak:
                 mailbox._peak = size
             try:
                 wake(waiter, None)
