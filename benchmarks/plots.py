@@ -24,7 +24,7 @@ PANELS = [
     ("burst", "uvloop"),
     ("burst", "trio"),
 ]
-TITLES = {"woken": "every event wakes every subscriber", "burst": "bursts of 64 events"}
+TITLES = {"woken": "each event wakes all", "burst": "bursts of 64"}
 
 
 def draw(samples: Samples, directory: Path) -> None:
