@@ -20,6 +20,19 @@ Event = tuple[int, int]  # the number of its opening, and its own number in ther
 Ending = tuple[type[BaseException], object]  # a type of exception, and the first of its arguments
 
 
+Seen = tuple[object, ...]  # what statistics say of a group or a subscription
+
+
+def seen_group(statistics: GroupStatistics) -> Seen:
+    subscriptions = map(seen_subscription, statistics.subscriptions)
+    return statistics.key, statistics.state, statistics.events_published, *subscriptions
+
+
+def seen_subscription(statistics: SubscriptionStatistics) -> Seen:
+    used, peak = statistics.current_buffer_used, statistics.peak_buffer_used
+    return statistics.subscriber_id, used, peak, statistics.max_buffer_size, statistics.events_received
+
+
 class SourceError(Exception):
     """What a source raises."""
 
@@ -45,13 +58,9 @@ class Opening:
     gone: bool = False
     """whether nothing of it runs any more, and everybody has been told how it ended"""
 
-    def statistics(self) -> GroupStatistics:
-        return GroupStatistics(
-            key=self.key,
-            state="closing" if self.evicted else "live" if self.opened else "waiting",
-            events_published=len(self.published),
-            subscriptions=tuple(sub.statistics() for sub in self.subs),
-        )
+    def seen(self) -> Seen:
+        state = "closing" if self.evicted else "live" if self.opened else "waiting"
+        return self.key, state, len(self.published), *(sub.seen() for sub in self.subs)
 
 
 @dataclass(eq=False)
@@ -93,14 +102,8 @@ class Sub:
         assert run == (published[: len(run)] if dropped or self.ended else published)
         assert len(self.buffer) <= max(self.bound, TURN)
 
-    def statistics(self) -> SubscriptionStatistics:
-        return SubscriptionStatistics(
-            subscriber_id=self.name,
-            current_buffer_used=len(self.buffer),
-            peak_buffer_used=self.peak,
-            max_buffer_size=self.bound,
-            events_received=len(self.received),
-        )
+    def seen(self) -> Seen:
+        return self.name, len(self.buffer), self.peak, self.bound, len(self.received)
 
 
 class Model:
@@ -199,10 +202,9 @@ class Model:
                 sub.buffer += chunk
                 sub.peak = max(sub.peak, len(sub.buffer))
 
-    def closes(self, opening: Opening, how: BaseException | None) -> None:
-        """The source has been left. Whoever is still there will be told how it ended, but the key is free already."""
+    def ends(self, opening: Opening, how: BaseException | None) -> None:
+        """The source gives nothing more. Whoever is still there will be told how it ended, but the key is free already."""
         self.suspend(opening)
-        opening.open = False
         self._evict(opening)
         for sub in opening.subs:
             sub.ending = (PollTerminated, opening.key) if how is None else (type(how), *how.args)[:2]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
-from tests.model import TURN, Event, Model, Opening, SourceError, Sub
+from tests.model import TURN, Event, Model, Opening, SourceError, Sub, seen_group, seen_subscription
 from tests.support import settle, until
 from tests.sweep import noted
 
@@ -28,10 +28,13 @@ Step = int | str | Action  # what a source does: yield so many events, something
 
 
 class Upstream:
-    """A source that plays a script, tells the model of it, and goes on where the opening before it was left."""
+    """A source that plays a script, tells the model of it, and goes on where the opening before it was left.
 
-    def __init__(self, key: int, play: Play) -> None:
-        self.source = SharedSource(key=key, open=self.run)
+    It cleans up inside the generator, where its end cannot be seen until that is done, or *apart*: after the generator has ended.
+    """
+
+    def __init__(self, key: int, play: Play, apart: bool) -> None:
+        self.source = SharedSource(key=key, open=self._connect if apart else self._run)
         self.script: list[Step] = []
         self.news = anyio.Event()
         self.gate: anyio.Event | None = None
@@ -39,11 +42,28 @@ class Upstream:
         self.left_by: list[BaseException] = []
         self._key = key
         self._play = play
+        self._apart = apart
+        self._opening: Opening
 
-    async def run(self) -> AsyncGenerator[Event, None]:
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AsyncIterator[Event]]:
+        try:
+            yield self._run()
+        finally:
+            await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        if self.gate is not None:
+            self.held = True
+            self._play.model.suspend(self._opening)
+            with anyio.CancelScope(shield=True):
+                await self.gate.wait()
+        self._opening.open = False
+
+    async def _run(self) -> AsyncGenerator[Event, None]:
         model = self._play.model
-        with self._watched():
-            opening = model.opens(self._key)
+        try:
+            self._opening = opening = model.opens(self._key)
             how: BaseException | None = None
             try:
                 while "return" not in self.script[:1]:
@@ -56,34 +76,19 @@ class Upstream:
                     elif step == "fail":
                         raise SourceError(opening.number)
                     else:
-                        await self._suspend(opening, step)
+                        model.suspend(opening)
+                        self.news = anyio.Event()
+                        await (checkpoint() if step == "suspend" else self.news.wait())
                 del self.script[0]
             except BaseException as exc:
                 how = exc
                 raise
             finally:
-                if self.gate is not None:
-                    self.held = True
-                    model.suspend(opening)
-                    with anyio.CancelScope(shield=True):
-                        await self.gate.wait()
-                model.closes(opening, how)
-
-    async def _suspend(self, opening: Opening, step: str) -> None:
-        self._play.model.suspend(opening)
-        if step == "wait":
-            self.news = anyio.Event()
-            await self.news.wait()
-        else:
-            await checkpoint()
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """An assertion that fails in a source must not be taken for the source's failure, and so for an ending."""
-        try:
-            yield
+                if not self._apart:
+                    await self._clean_up()
+                model.ends(opening, how)
         except BaseException as exc:
-            self.left_by.append(exc)
+            self.left_by.append(exc)  # an assertion that has failed in here must not pass for an ending
             raise
 
 
@@ -103,9 +108,8 @@ class Play:
     def __init__(self, manager: SharedStreamManager, tasks: TaskGroup) -> None:
         self.model = Model()
         self.left = False
-        self.over = False
         self.handles: list[Handle] = []
-        self.upstreams = [Upstream(key, self) for key in KEYS]
+        self.upstreams = [Upstream(key, self, apart=key == 1) for key in KEYS]
         self._manager = manager
         self._tasks = tasks
 
@@ -116,15 +120,16 @@ class Play:
 
     def check(self) -> None:
         statistics = self._manager.statistics()
-        assert statistics.groups == {key: opening.statistics() for key, opening in self.model.accepting.items()}
-        closing = Counter(statistics.closing)
-        assert closing <= Counter(opening.statistics() for opening in self.model.evicted())
-        assert closing >= Counter(opening.statistics() for opening in self.model.evicted() if opening.open)
+        groups = {key: seen_group(group) for key, group in statistics.groups.items()}
+        assert groups == {key: opening.seen() for key, opening in self.model.accepting.items()}
+        closing = Counter(map(seen_group, statistics.closing))
+        assert closing <= Counter(opening.seen() for opening in self.model.evicted())
+        assert closing >= Counter(opening.seen() for opening in self.model.evicted() if opening.open)
         for handle in self.handles:
             handle.sub.check()
-            assert handle.stream.statistics() == handle.sub.statistics()
-        for upstream in self.upstreams:
-            assert all(isinstance(exc, (SourceError, anyio.get_cancelled_exc_class())) for exc in upstream.left_by)
+            assert seen_subscription(handle.stream.statistics()) == handle.sub.seen()
+        left_by = [exc for upstream in self.upstreams for exc in upstream.left_by]
+        assert all(isinstance(exc, (SourceError, anyio.get_cancelled_exc_class())) for exc in left_by)
 
     def _handle(self, index: int) -> Handle:
         return self.handles[index % len(self.handles)]
@@ -289,7 +294,6 @@ class Play:
 
 async def by(stream: Subscription[Event], way: Way) -> list[Event]:
     if isinstance(way, int):
-        # Two ways of the same; which is which does not matter.
         return list(await (stream.receive_batch(way) if way < TURN else anext(stream.batches(way))))
     event = getattr(stream, way)()
     return [event if way == "receive_nowait" else await event]

@@ -19,17 +19,19 @@ from tests.sweep import nothing_left
 
 
 async def play(program: list[Action]) -> None:
+    over = anyio.Event()
     async with nothing_left():
-        async with anyio.create_task_group() as tasks, SharedStreamManager() as manager:
-            playing = Play(manager, tasks)
-            tasks.start_soon(until, lambda: playing.over)  # no hang: it gives up after so many turns of the loop
-            try:
-                for action in program:
-                    await playing.act(action)
-            finally:
-                await playing.release(*KEYS)  # whatever has failed: what is held back is shielded
-            playing.leave()
-            playing.over = True
+        async with anyio.create_task_group() as watch:
+            watch.start_soon(until, over.is_set)  # no hang: it gives up after so many turns of the loop
+            async with anyio.create_task_group() as tasks, SharedStreamManager() as manager:
+                playing = Play(manager, tasks)
+                try:
+                    for action in program:
+                        await playing.act(action)
+                finally:
+                    await playing.release(*KEYS)  # whatever has failed: what is held back is shielded
+                playing.leave()
+            over.set()
         assert idle(manager)
         await playing.rest()
         for index, handle in enumerate(playing.handles):
@@ -116,12 +118,16 @@ ENDS: list[Action] = [
     ("enter", 0, 0, 5),
     ("enter", 0, 1, 5),
     ("enter", 1, 0, 5),
+    ("hold", 1),
     ("read", 0, "__anext__"),
     ("read", 2, "receive"),
     ("source", 0, 2, "fail"),
     ("source", 1, 2, "return"),
     ("rest",),
     ("receive", 1, 7, 1000, False),
+    ("stop", 1),
+    ("turns", 3),
+    ("release", 1),
     ("enter", 0, 0, 5),
     ("read", 3, "__anext__"),
     ("enter", 0, 1, 5),
@@ -132,6 +138,9 @@ ENDS: list[Action] = [
     ("turns", 3),
     ("enter", 0, 0, 5),  # has to wait
     ("rest",),
+    ("close", 5),
+    ("enter", 0, 0, 5),  # and so has this one
+    ("turns", 4),
     ("stop",),
     ("rest",),
     ("enter", 0, 0, 5),
@@ -144,12 +153,16 @@ ENDS: list[Action] = [
 OVERFLOW: list[Action] = [
     ("enter", 0, 0, 1),
     ("enter", 0, 1, 70),
+    ("enter", 0, 2, 5),
     ("read", 1, 7),
-    ("source", 0, 65, "suspend"),
+    ("source", 0, 3, "suspend", 2),  # too much for one, and just what the other may be behind
     ("rest",),
     ("enter", 0, 0, 1),
+    ("close", 0),  # not who has that id now
+    ("source", 0, 1),
+    ("rest",),
     ("close", 1),
-    ("source", 0, 1, "suspend", 1, ("enter", 0, 0, 1), 1),  # who enters finds the last of the others gone
+    ("source", 0, "suspend", 1, ("enter", 0, 0, 1), 1),  # who enters finds the last of the others gone
     ("rest",),
 ]
 
