@@ -2,13 +2,22 @@
 
 from anyio_sharedstream._exceptions import PollTerminated, SharedStreamError, SubscriberOverflow
 from anyio_sharedstream._manager import DEFAULT_MAX_BUFFER_SIZE, SharedStreamManager
+from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Fail, Gap, Latest
 from anyio_sharedstream._source import SharedSource, shared_source
 from anyio_sharedstream._statistics import GroupStatistics, ManagerStatistics, SubscriptionStatistics
-from anyio_sharedstream._subscription import Subscription
+from anyio_sharedstream._subscription import LossySubscription, Subscription
 
 __all__ = [
     "DEFAULT_MAX_BUFFER_SIZE",
+    "Block",
+    "Conflate",
+    "DropNewest",
+    "DropOldest",
+    "Fail",
+    "Gap",
     "GroupStatistics",
+    "Latest",
+    "LossySubscription",
     "ManagerStatistics",
     "PollTerminated",
     "SharedSource",

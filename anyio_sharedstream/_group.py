@@ -21,9 +21,12 @@ from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 
+from anyio_sharedstream._audience import Audience, Failed
+from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, consists_of, without
+from anyio_sharedstream._hold import Hold
 from anyio_sharedstream._logging import Level, Log
-from anyio_sharedstream._mailbox import TURN, Mailbox, deliver
+from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._statistics import GroupState, GroupStatistics
@@ -61,8 +64,12 @@ class Group:
         self.scope = CancelScope()
         self.closed = Event()
         self._owner = owner
-        self._mailboxes: dict[Hashable, Mailbox[Any]] = {}
+        self._audience = Audience(backend.wake)
         self._gathered: list[Any] = []
+        self._route_by = source.route_by
+        self._gathered_routes: list[Hashable] = []
+        self._turns = 0
+        self.hold = Hold(self._audience, self._fail)
         self._published = 0
         self._published_in_turn = 0
         self._publications = 0
@@ -80,28 +87,35 @@ class Group:
 
     def join(self, mailbox: Mailbox[Any]) -> None:
         subscriber_id = mailbox._subscriber_id
-        if subscriber_id in self._mailboxes:
+        if mailbox._routes is not None and self.source.route_by is None:
+            raise ValueError(f"the source of {self.key!r} has no route_by, so routes={set(mailbox._routes)!r} means nothing")
+        if subscriber_id in self._audience.members:
             raise RuntimeError(
                 f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
             )
-        self._mailboxes[subscriber_id] = mailbox
+        self._audience.add(mailbox)
         mailbox._register(self.backend)
 
     def leave(self, mailbox: Mailbox[Any]) -> bool:
         """Unregister; True if that leaves nobody, which cancels the upstream."""
-        # The mailbox itself decides, not its id: the id may be somebody else's by now.
-        if self._mailboxes.get(mailbox._subscriber_id) is not mailbox:
+        if not self._audience.discard(mailbox):
             return False
-        del self._mailboxes[mailbox._subscriber_id]
-        if self._mailboxes:
+        self.hold.release()
+        if self._audience.members:
             return False
         self._cancel()
         return True
 
     # Publishing.
 
-    def gather(self, event: Any) -> None:
+    def gather(self, event: Any) -> int:
+        """Take an event to publish; returns how many there are. Raises what ``route_by`` raises."""
+        if self._route_by is not None:
+            route = self._route_by(event)
+            hash(route)
+            self._gathered_routes.append(route)
         self._gathered.append(event)
+        return len(self._gathered)
 
     def flush(self, turn_ends: bool = True) -> bool:
         """Publish what was gathered; True if anything has been published in this turn, also earlier, for one who joined in it.
@@ -111,15 +125,26 @@ class Group:
         earlier = self._published_in_turn
         size = len(self._gathered)
         self._published_in_turn = 0 if turn_ends else earlier + size
+        turn = self._turns
+        self._turns += turn_ends
         if not size:
             return earlier > 0
         chunk = tuple(self._gathered)
         self._gathered.clear()
+        routes, self._gathered_routes = self._gathered_routes, []
         self._published += size
-        refused = deliver(chunk, list(self._mailboxes.values()), self.backend.wake, earlier)
-        if refused:
-            self._overflow(refused)
+        failed = self._audience.publish(chunk, routes, turn, earlier)
+        if failed:
+            self._fail(failed)
+        if self._audience.missing:
+            self._report_missing()
         return True
+
+    def _report_missing(self) -> None:
+        mailboxes = self._audience.missing.copy()
+        self._audience.missing.clear()
+        for mailbox in mailboxes:
+            self._log("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
 
     def before_suspension(self) -> bool:
         """Publish before the source suspends; True if the poll task must then sit out one turn of the event loop.
@@ -133,16 +158,23 @@ class Group:
         self._publications += 1
         return self.backend.reorders or self._publications % TURN == 0
 
-    def _overflow(self, mailboxes: list[Mailbox[Any]]) -> None:
-        for mailbox in mailboxes:
-            if self._mailboxes.get(mailbox._subscriber_id) is mailbox:
-                del self._mailboxes[mailbox._subscriber_id]
-            mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
-        if not self._mailboxes:
+    def _fail(self, failed: list[Failed]) -> None:
+        """End subscribers that cannot go on, which is nobody else's concern."""
+        for mailbox, error in failed:
+            self._audience.discard(mailbox)
+            if error is None:
+                mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
+            else:
+                mailbox._end(Terminal(error))
+        self.hold.release()
+        if not self._audience.members:
             self._cancel()
         # Last, for a logger is foreign code and may call back.
-        for mailbox in mailboxes:
-            self._log("warning", "subscriber overflowed", subscriber=mailbox._subscriber_id, bound=mailbox._max_buffer_size)
+        for mailbox, error in failed:
+            if error is None:
+                self._log("warning", "subscriber overflowed", subscriber=mailbox._subscriber_id, bound=mailbox._max_buffer_size)
+            else:
+                self._log("error", "subscriber failed", subscriber=mailbox._subscriber_id, exc_info=error)
 
     # Opening and ending.
 
@@ -170,6 +202,7 @@ class Group:
         if not self.evicted:
             self.stillborn = self.state == "waiting"
             self.state = "closing"
+            self.hold.end()
             self._owner.evicted(self)
 
     def iteration_ended(self, failure: BaseException | None) -> None:
@@ -221,9 +254,7 @@ class Group:
 
     def _dismiss(self, reason: BaseException) -> None:
         terminal = Terminal(reason)
-        mailboxes = list(self._mailboxes.values())
-        self._mailboxes.clear()
-        for mailbox in mailboxes:
+        for mailbox in self._audience.clear():
             mailbox._end(terminal)
 
     def clean_up_failed(self, error: BaseException | None) -> None:
@@ -254,7 +285,7 @@ class Group:
             key=self.key,
             state=self.state,
             events_published=self._published,
-            subscriptions=tuple(mailbox._statistics() for mailbox in list(self._mailboxes.values())),
+            subscriptions=tuple(mailbox._statistics() for mailbox in list(self._audience.members.values())),
         )
 
 

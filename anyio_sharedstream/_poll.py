@@ -13,11 +13,12 @@ from contextlib import AbstractAsyncContextManager, suppress
 from types import AsyncGeneratorType
 from typing import Any
 
-from anyio import CancelScope, create_task_group, current_effective_deadline, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, current_effective_deadline, current_time, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._group import Group
-from anyio_sharedstream._mailbox import TURN
+from anyio_sharedstream._hold import Hold
 from anyio_sharedstream._source import iterate, open_source
 from anyio_sharedstream._step import Step
 
@@ -105,6 +106,7 @@ async def _close(group: Group, opened: object) -> None:
 async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
     interruption: BaseException | None = None
+    blocking = group.hold.blocking
     ready = 0
     while True:
         told = interruption is not None and group.evicted
@@ -118,10 +120,10 @@ async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
             return
         if told:
             return  # it was told that it is over, and yields again
-        group.gather(event)
+        gathered = group.gather(event)
         ready = 1 if step.suspended else ready + 1
         interruption = None
-        if ready == TURN or group.evicted:
+        if ready == TURN or group.evicted or (blocking and gathered >= group.hold.room()):
             ready = 0
             group.flush()
             interruption = await _pause(group, isinstance(iterator, AsyncGenerator))
@@ -137,13 +139,24 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
     source that holds a task group over its yield. Other iterators cannot be thrown into: they meet a cancellation at their next
     await, and it is kept off until then.
     """
-    with CancelScope(shield=not interruptible):
-        try:
+    try:
+        with CancelScope(shield=not interruptible):
             if not group.evicted:
                 await group.backend.let_woken_run()
-            if group.evicted:
-                # It may have come in the half of that which cannot be cancelled.
-                await checkpoint_if_cancelled()
-        except BaseException as exc:
-            return exc
+        await _hold(group.hold)
+        if group.evicted and interruptible:
+            # It may have come in the half of that which cannot be cancelled.
+            await checkpoint_if_cancelled()
+    except BaseException as exc:
+        return exc
     return None
+
+
+async def _hold(hold: Hold) -> None:
+    """Wait until every subscriber that may hold the source back has room, or has failed because that took too long."""
+    began = now = current_time()
+    while blocked := hold.blocked():
+        with CancelScope(deadline=began + min(mailbox.up_to for mailbox in blocked)):
+            await hold.news().wait()
+        since, now = now, current_time()
+        hold.waited(blocked, now - since, now - began)

@@ -34,11 +34,16 @@ class SharedSource(Generic[T_co]):
     open: Callable[[], OpenedSource[T_co]]
     """Called without arguments, once per group, in the manager's tasks and context. It returns an async iterable (a generator, an
     anyio receive stream, ...) or an async context manager that gives one. What it returns is closed by the library."""
+    route_by: Callable[[T_co], Hashable] | None = None
+    """Gives the route of an event, for subscribers that ask for some routes only. What it raises is a failure of the upstream,
+    and so is a route that is not hashable."""
 
     def __post_init__(self) -> None:
         check_key(self.key)
         if not callable(self.open):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
+        if self.route_by is not None and not callable(self.route_by):
+            raise TypeError(f"route_by must be a function of an event, not {self.route_by!r}")
 
 
 def check_key(key: Hashable) -> None:
@@ -70,21 +75,27 @@ def _name(function: Callable[..., Any]) -> str:
 @overload
 def shared_source(function: Callable[P, OpenedSource[T]], /) -> Callable[P, SharedSource[T]]: ...
 @overload
-def shared_source() -> Callable[[Callable[P, OpenedSource[T]]], Callable[P, SharedSource[T]]]: ...
-def shared_source(function: Callable[..., OpenedSource[Any]] | None = None, /) -> Callable[..., Any]:
-    """Turn an async generator function into a factory of sources; used as ``@shared_source`` or ``@shared_source()``.
+def shared_source(
+    *, route_by: Callable[[Any], Hashable] | None = None
+) -> Callable[[Callable[P, OpenedSource[T]]], Callable[P, SharedSource[T]]]: ...
+def shared_source(
+    function: Callable[..., OpenedSource[Any]] | None = None, /, *, route_by: Callable[[Any], Hashable] | None = None
+) -> Callable[..., Any]:
+    """Turn an async generator function into a factory of sources; used as ``@shared_source`` or ``@shared_source(...)``.
 
     The key is the function and its bound arguments with defaults applied, so ``prices("BTC")`` and ``prices(symbol="BTC")``
     share one upstream. Any function that returns what `SharedSource.open` may return can be decorated, one made by
     `contextlib.asynccontextmanager` included; a method's key contains its instance. The factory raises `TypeError` for arguments
     that do not bind or are not hashable.
 
+    :param route_by: as of `SharedSource`
     :raises TypeError: *function* cannot be called, has no signature, or is a coroutine function or a plain generator function
     """
-    return _factory if function is None else _factory(function)
+    make: Callable[..., Any] = functools.partial(_factory, route_by=route_by)
+    return make if function is None else make(function)
 
 
-def _factory(function: Callable[P, OpenedSource[T]]) -> Callable[P, SharedSource[T]]:
+def _factory(function: Callable[P, OpenedSource[T]], *, route_by: Callable[[T], Hashable] | None) -> Callable[P, SharedSource[T]]:
     if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"shared_source decorates an async generator function (`async def` with `yield`), not {function!r}")
     try:
@@ -100,7 +111,8 @@ def _factory(function: Callable[P, OpenedSource[T]]) -> Callable[P, SharedSource
             raise TypeError(f"{_name(function)}{signature} cannot be called so: {exc}") from None
         bound.apply_defaults()
         arguments = tuple((name, _hashable(name, value, signature)) for name, value in bound.arguments.items())
-        return SharedSource(key=_Call(function, arguments), open=functools.partial(function, *bound.args, **bound.kwargs))
+        open_ = functools.partial(function, *bound.args, **bound.kwargs)
+        return SharedSource(key=_Call(function, arguments), open=open_, route_by=route_by)
 
     return source
 

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from anyio_sharedstream._policies import OverflowPolicy
+
 __all__ = ["GroupState", "GroupStatistics", "ManagerStatistics", "SubscriptionStatistics"]
 
 GroupState = Literal["waiting", "opening", "live", "lingering", "restarting", "draining", "closing"]
@@ -25,6 +27,14 @@ class SubscriptionStatistics:
     """the bound, in events; a turn of the source may exceed it when everything before had been taken"""
     events_received: int
     """events that this subscriber has taken"""
+    policy: OverflowPolicy
+    """what it asked for if it should fall behind"""
+    events_missed: int
+    """events that it will never receive, because its policy gave them up"""
+    events_refused: int
+    """events that its ``where`` refused"""
+    held_seconds: float
+    """for how long the upstream was held for it (`Block`)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

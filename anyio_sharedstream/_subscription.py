@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from anyio import EndOfStream, Event, get_cancelled_exc_class
-from anyio.abc import ObjectReceiveStream
+from anyio.abc import ObjectReceiveStream, UnreliableObjectReceiveStream
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._statistics import SubscriptionStatistics
 
-__all__ = ["Batches", "Host", "Registry", "Subscription"]
+__all__ = ["Batches", "Host", "LossySubscription", "Receiver", "Registry", "Subscription"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -28,29 +28,24 @@ class Host(Protocol):
 
     closed: Event
 
-    def leave(self, subscription: Subscription[Any], /) -> bool:
+    def leave(self, subscription: Receiver[Any], /) -> bool:
         """Unregister; True if nobody else is left and the upstream is on its way out."""
 
 
 class Registry(Protocol):
     """What a subscription knows of its manager."""
 
-    def join(self, subscription: Subscription[Any], source: Any, /) -> Host:
+    def join(self, subscription: Receiver[Any], source: Any, /) -> Host:
         """Register with the group of the source's key; starts one if there is none."""
 
 
-class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
-    """One subscriber's end of a shared upstream: an `anyio.abc.ObjectReceiveStream` with a bounded buffer of its own.
-
-    Made by `SharedStreamManager.subscribe`, and registered from entering (``async with``) until leaving. It gives exactly the
-    events published in between, in order, and then exactly one terminal, which every later receive repeats: the upstream's own
-    exception, `PollTerminated`, `SubscriberOverflow`, or the end of the stream.
-    """
+class Receiver(Mailbox[T_co]):
+    """What every subscription can do, whatever its policy."""
 
     __slots__ = ("_host", "_key", "_last_of", "_registry", "_source")
 
-    def __init__(self, registry: Registry, source: Any, key: Hashable, subscriber_id: Hashable, max_buffer_size: float) -> None:
-        super().__init__(subscriber_id, max_buffer_size)
+    def _belong_to(self, registry: Registry, source: Any, key: Hashable) -> None:
+        """Say where to register: the rest of making a subscription, for a policy's ``__init__`` is none of its business."""
         self._registry: Registry | None = registry
         self._source = source
         self._key = key
@@ -224,12 +219,33 @@ class Subscription(Mailbox[T_co], ObjectReceiveStream[T_co]):
         return self._begin()
 
 
+class Subscription(Receiver[T_co], ObjectReceiveStream[T_co]):
+    """One subscriber's end of a shared upstream: an `anyio.abc.ObjectReceiveStream` with a bounded buffer of its own.
+
+    Made by `SharedStreamManager.subscribe`, and registered from entering (``async with``) until leaving. It gives exactly the
+    events published in between, in order, and then exactly one terminal, which every later receive repeats: the upstream's own
+    exception, `PollTerminated`, `SubscriberOverflow`, or the end of the stream.
+    """
+
+    __slots__ = ()
+
+
+class LossySubscription(Receiver[T_co], UnreliableObjectReceiveStream[T_co]):
+    """As `Subscription`, for a subscriber that has asked for a policy that gives events up: `DropOldest`, `Conflate`, and so on.
+
+    An `anyio.abc.UnreliableObjectReceiveStream`: what it gives is in order, but not everything. ``statistics().events_missed``
+    counts what is missing, and ``gaps=True`` shows where.
+    """
+
+    __slots__ = ()
+
+
 class Batches(Generic[T_co]):
     """The iterator of `Subscription.batches`."""
 
     __slots__ = ("_max_size", "_stream")
 
-    def __init__(self, stream: Subscription[T_co], max_size: int) -> None:
+    def __init__(self, stream: Receiver[T_co], max_size: int) -> None:
         check_batch_size(max_size)
         self._stream = stream
         self._max_size = max_size

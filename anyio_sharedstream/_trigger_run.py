@@ -101,7 +101,9 @@ class Run:
             return
         filter_shared_stream = trigger.filter_shared_stream
         source = SharedSource(key=key, open=partial(type(trigger).open_shared_stream, trigger.serialize()[1]))
-        stream = manager.subscribe(source, subscriber_id=self)
+        # The policy decides the class of the stream, and this runner cannot know it.
+        options: dict[str, Any] = getattr(trigger, "subscription_options", dict)()
+        stream: Any = manager.subscribe(source, subscriber_id=self, **options)
         # Entering registers without yielding to the event loop. So it can be done here, where nothing can be awaited; in the
         # trigger's task it would come too late for what is published before that task first runs.
         with suppress(StopIteration):

@@ -77,6 +77,14 @@ class BaseEventTrigger(ABC):
         """
         raise NotImplementedError(f"{type(self).__qualname__} has a shared_stream_key and must implement filter_shared_stream")
 
+    def subscription_options(self) -> dict[str, Any]:
+        """Return what this trigger asks of the shared stream: keyword arguments of `SharedStreamManager.subscribe`.
+
+        ``overflow``, ``max_buffer_size``, ``where`` and ``gaps``, by default none of them. With ``where``, events that it refuses
+        never reach `filter_shared_stream`.
+        """
+        return {}
+
     def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch alone, where there is no key; usually an async generator."""
         raise NotImplementedError(f"{type(self).__qualname__} has no shared_stream_key and must implement run")

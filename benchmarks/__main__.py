@@ -33,6 +33,7 @@ PLAN: list[tuple[str, list[str], list[str]]] = [
     ("memory", ["shared stream", "asyncio queues", "memory streams", "limit"], ["asyncio"]),
     ("memory", ["shared stream", "memory streams", "limit"], ["trio"]),
     ("lifetimes", ["shared stream"], ["asyncio", "trio"]),
+    ("routing", ["shared stream"], ["asyncio", "trio"]),
 ]
 
 

@@ -91,6 +91,15 @@ async def lifetimes(name: str, loop: str, scale: float) -> Figures:
     }
 
 
+async def routing(name: str, loop: str, scale: float) -> Figures:
+    events = max(int(1000 * scale), 200)
+    return {
+        "10,000 on 1,000 routes": await work.routed(10_000, 1000, events),
+        "10 alone": await work.routed(10, 0, events),
+        "10,000 without routes": await work.routed(10_000, 0, max(events // 50, 5)),
+    }
+
+
 async def woken(name: str, loop: str, scale: float) -> Figures:
     return await deliveries(name, loop, scale, work.WOKEN, 60_000)
 
@@ -111,6 +120,7 @@ WORK: dict[str, Callable[[str, str, float], Awaitable[Figures]]] = {
     "latency": latency,
     "memory": memory,
     "lifetimes": lifetimes,
+    "routing": routing,
 }
 
 

@@ -51,6 +51,18 @@ TARGETS: list[Target] = [
         ("lifetimes", "asyncio", OURS, "join and leave, alone"),
         1.10,
     ),
+    (
+        "an event to 10 of 10,000 by its route: of one to all",
+        ("routing", "asyncio", OURS, "10,000 on 1,000 routes"),
+        ("routing", "asyncio", OURS, "10,000 without routes"),
+        0.01,
+    ),
+    (
+        "the same: of one to 10 who are alone",
+        ("routing", "asyncio", OURS, "10,000 on 1,000 routes"),
+        ("routing", "asyncio", OURS, "10 alone"),
+        3.0,
+    ),
 ]
 
 
@@ -78,7 +90,7 @@ def table(samples: Samples) -> str:
         found = ratio(samples, one, other)
         if found:
             lines.append(
-                f"{name:56} {found[0]:8.2f}  {found[1]:7.2f} {found[2]:7.2f}  {most:7.2f}  {'' if found[0] <= most else 'missed'}"
+                f"{name:56} {found[0]:8.3f}  {found[1]:7.2f} {found[2]:7.2f}  {most:7.2f}  {'' if found[0] <= most else 'missed'}"
             )
     for loop in ("asyncio", "trio"):
         idle = samples.get(("memory", loop, OURS, "idle")), samples.get(("memory", loop, LIMIT, "idle"))

@@ -175,3 +175,27 @@ async def memory_lagging(competitor: Competitor, subscribers: int, bursts: int) 
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
     return size / (subscribers * bursts * 64)
+
+
+async def routed(subscribers: int, routes: int, events: int) -> float:
+    """Microseconds of CPU time per event, with so many subscribers spread over so many routes; with 0, everyone hears everything."""
+    numbers = cycle(range(max(routes, 1)))
+    play = Play([1] * events)
+    source = SharedSource(key="benchmark", open=play.source, route_by=(lambda _: next(numbers)) if routes else None)
+    async with SharedStreamManager() as manager, anyio.create_task_group() as tasks:
+
+        async def follow(number: int) -> None:
+            async with manager.subscribe(source, routes={number % routes} if routes else None) as stream:
+                async for _ in stream:
+                    pass
+
+        for number in range(subscribers):
+            tasks.start_soon(follow, number)
+        await settle(10)
+        gc.collect()
+        began = process_time()
+        play.started.set()
+        await play.ended.wait()
+        took = process_time() - began
+        tasks.cancel_scope.cancel()
+    return took / events * 1e6

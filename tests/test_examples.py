@@ -56,6 +56,20 @@ def test_slow_consumer_fails_alone_and_is_told(backend: str) -> None:
     assert errors == "subscriber overflowed key=readings() subscriber='slow' bound=8\n"
 
 
+def test_mixed_consumers_each_get_what_they_asked_for(backend: str) -> None:
+    lines, errors = run("mixed_consumers.py", backend)
+    assert errors == ""
+    told = {line.split()[0]: line for line in lines}
+    assert len(lines) == len(told) == 5
+    assert "received 100, missed   0, refused 200,  0 gaps, held the feed never" in told["alarm"]
+    assert "received 300, missed   0, refused   0,  0 gaps, held the feed often" in told["ledger"]
+    received = {name: int(line.split("received")[1].split(",")[0]) for name, line in told.items()}
+    missed = {name: int(line.split("missed")[1].split(",")[0]) for name, line in told.items()}
+    assert received["dashboard"] + missed["dashboard"] == received["logger"] + missed["logger"] == 300
+    assert received["euro"] + missed["euro"] == 100
+    assert " 0 gaps" not in told["logger"]
+
+
 def test_http_poll_makes_the_same_requests_for_any_number_of_consumers(backend: str) -> None:
     lines, errors = run("http_poll.py", backend)
     assert errors == ""

@@ -120,7 +120,7 @@ async def test_a_finaliser_may_close_subscriptions_while_one_of_them_gets_its_bu
         streams += [await manager.subscribe(feed.source).__aenter__() for _ in range(3)]
         feed.emit(1)
         await until(lambda: streams[2].statistics().current_buffer_used)
-        monkeypatch.setattr("anyio_sharedstream._mailbox.create_memory_object_stream", Creator())
+        monkeypatch.setattr("anyio_sharedstream._buffer.create_memory_object_stream", Creator())
         feed.emit(2)
         await until(lambda: streams[2].statistics().current_buffer_used == 2)
         for stream in streams[:2]:

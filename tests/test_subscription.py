@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from anyio_sharedstream import SharedStreamManager, Subscription, SubscriptionStatistics
+from anyio_sharedstream import Fail, SharedStreamManager, Subscription, SubscriptionStatistics
 from tests.support import Feed, idle, settle, until
 
 
@@ -246,6 +246,10 @@ async def test_statistics_count_what_was_taken_and_what_was_not(stream: Subscrip
             peak_buffer_used=peak,
             max_buffer_size=1024,
             events_received=received,
+            policy=Fail(),
+            events_missed=0,
+            events_refused=0,
+            held_seconds=0,
         )
 
     assert stream.statistics() == statistics(0, 0, 0)

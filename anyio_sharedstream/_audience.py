@@ -1,0 +1,173 @@
+"""The subscribers of a group, and which of them an event concerns.
+
+Relies on `_mailbox` to take what it is given. Most subscribers want every event and have no policy of their own: for them there
+is one loop, `deliver`, which is the hottest of the library. The others cost what they ask for: a predicate is called once per
+event, however many share it, and an event that is routed touches those who asked for its route and nobody else.
+"""
+
+from __future__ import annotations
+
+from asyncio import InvalidStateError
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+from anyio_sharedstream._entries import Blocking, Dropping
+from anyio_sharedstream._mailbox import Mailbox
+
+__all__ = ["Audience", "Failed", "deliver"]
+
+T = TypeVar("T")
+Predicate = Callable[[Any], object]
+#: A mailbox that can take no more, and what one of its own functions has raised; None if it is too far behind.
+Failed = tuple[Mailbox[Any], Exception | None]
+
+
+class Audience:
+    """Who is subscribed, by id, by route, and by what an event costs them."""
+
+    def __init__(self, wake: Callable[[Any, None], object]) -> None:
+        self.members: dict[Hashable, Mailbox[Any]] = {}
+        self.blocking: dict[Blocking[Any], None] = {}
+        self._plain: dict[Mailbox[Any], None] = {}  # take every event, as it comes
+        self._choosy: dict[Mailbox[Any], None] = {}  # are offered every event
+        self._routes: dict[Hashable, dict[Mailbox[Any], None]] = {}
+        self._wake = wake
+        self.missing: list[Mailbox[Any]] = []
+        """those that have begun to miss events, until somebody has reported it"""
+
+    def add(self, mailbox: Mailbox[Any]) -> None:
+        self.members[mailbox._subscriber_id] = mailbox
+        for place in self._places(mailbox):
+            place[mailbox] = None
+        if isinstance(mailbox, Blocking):
+            self.blocking[mailbox] = None
+
+    def discard(self, mailbox: Mailbox[Any]) -> bool:
+        """Remove *mailbox* if it is here. The mailbox itself decides, not its id: the id may be somebody else's by now."""
+        if self.members.get(mailbox._subscriber_id) is not mailbox:
+            return False
+        del self.members[mailbox._subscriber_id]
+        for place in self._places(mailbox):
+            del place[mailbox]
+        for route in mailbox._routes or ():
+            if not self._routes[route]:
+                del self._routes[route]
+        if isinstance(mailbox, Blocking):
+            del self.blocking[mailbox]
+        return True
+
+    def _places(self, mailbox: Mailbox[Any]) -> list[dict[Mailbox[Any], None]]:
+        if mailbox._routes is not None:
+            return [self._routes.setdefault(route, {}) for route in mailbox._routes]
+        return [self._choosy if mailbox._choosy else self._plain]
+
+    def clear(self) -> list[Mailbox[Any]]:
+        """Remove all of them, and return them."""
+        members = list(self.members.values())
+        for mailbox in members:
+            self.discard(mailbox)
+        return members
+
+    def publish(self, events: tuple[Any, ...], routes: Sequence[Hashable], turn: int, earlier: int) -> list[Failed]:
+        """Give everyone what concerns them; returns who cannot go on.
+
+        :param routes: those of the events, or nothing if the source has none
+        :param turn: the number of the source's turn
+        :param earlier: how many events were published in the same turn
+        """
+        # All lists are made first: predicates are foreign code, and so are finalisers, and both may join and leave.
+        everyone = list(self._plain)
+        offers: list[tuple[Mailbox[Any], Sequence[int] | None]] = [(mailbox, None) for mailbox in self._choosy]
+        if self._routes:
+            offers += self._routed(routes)
+        failed: list[Failed] = [(mailbox, None) for mailbox in deliver(events, everyone, self._wake, earlier)]
+        if offers:
+            offer = _Offer(events, turn, self.missing)
+            failed += [failure for mailbox, places in offers if (failure := offer.to(mailbox, places)) is not None]
+        return failed
+
+    def _routed(self, routes: Sequence[Hashable]) -> list[tuple[Mailbox[Any], Sequence[int] | None]]:
+        places: dict[Mailbox[Any], list[int]] = {}
+        for place, route in enumerate(routes):
+            for mailbox in self._routes.get(route, ()):
+                places.setdefault(mailbox, []).append(place)
+        return list(places.items())
+
+
+class _Offer:
+    """One publication, for those who choose: remembers what each predicate has said of each event."""
+
+    def __init__(self, events: tuple[Any, ...], turn: int, missing: list[Mailbox[Any]]) -> None:
+        self._events = events
+        self._turn = turn
+        self._missing = missing
+        self._verdicts: dict[int, dict[int, bool | Exception]] = {}
+        self._chosen: dict[int, tuple[tuple[Any, ...], Exception | None]] = {}
+
+    def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> Failed | None:
+        """Offer the events at these places (all, if None); says if that is the end of the subscriber."""
+        if mailbox._closed:
+            return None
+        events, error = self._choose(mailbox._where, places)
+        if error is None:
+            mailbox._refused += len(self._events if places is None else places) - len(events)
+        try:
+            if events and not mailbox._publish(events, self._turn):
+                return mailbox, None
+        except Exception as exc:  # a function of the policy's
+            error = exc
+        if isinstance(mailbox, Dropping) and mailbox._unreported:
+            mailbox._unreported = False
+            self._missing.append(mailbox)
+        return None if error is None else (mailbox, error)
+
+    def _choose(self, where: Predicate | None, places: Sequence[int] | None) -> tuple[tuple[Any, ...], Exception | None]:
+        if where is None:
+            return self._events if places is None else tuple(self._events[place] for place in places), None
+        if places is not None:
+            return self._ask(where, places)
+        if id(where) not in self._chosen:
+            self._chosen[id(where)] = self._ask(where, range(len(self._events)))
+        return self._chosen[id(where)]
+
+    def _ask(self, where: Predicate, places: Sequence[int]) -> tuple[tuple[Any, ...], Exception | None]:
+        verdicts = self._verdicts.setdefault(id(where), {})
+        chosen: list[Any] = []
+        for place in places:
+            if place not in verdicts:
+                try:
+                    verdicts[place] = bool(where(self._events[place]))
+                except Exception as exc:
+                    verdicts[place] = exc
+            verdict = verdicts[place]
+            if isinstance(verdict, Exception):
+                return tuple(chosen), verdict
+            if verdict:
+                chosen.append(self._events[place])
+        return tuple(chosen), None
+
+
+def deliver(
+    chunk: tuple[T, ...], mailboxes: Sequence[Mailbox[T]], wake: Callable[[Any, None], object], earlier: int
+) -> list[Mailbox[T]]:
+    """Put *chunk* into every mailbox, wake the parked readers, and return the mailboxes that have no room for it.
+
+    *earlier* events were published in the same turn. No foreign code runs in here, except for finalisers: *mailboxes* must be a
+    sequence of its own, and some may be closed on the way.
+    """
+    refused: list[Mailbox[T]] = []
+    size = len(chunk)
+    for mailbox in mailboxes:
+        waiter = mailbox._waiter
+        if waiter is not None:
+            mailbox._waiter = None
+            mailbox._chunk = chunk
+            if size > mailbox._peak:
+                mailbox._peak = size
+            try:
+                wake(waiter, None)
+            except InvalidStateError:
+                continue  # on its way out of a cancellation; the next call finds the chunk
+        elif not mailbox._accept(chunk, earlier):
+            refused.append(mailbox)
+    return refused
