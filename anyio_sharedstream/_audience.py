@@ -20,6 +20,8 @@ T = TypeVar("T")
 Predicate = Callable[[Any], object]
 #: A mailbox that can take no more, and what one of its own functions has raised; None if it is too far behind.
 Failed = tuple[Mailbox[Any], Exception | None]
+#: What a predicate has chosen, how many events it has refused, and what it has raised in the end.
+Choice = tuple[tuple[Any, ...], int, Exception | None]
 
 
 class Audience:
@@ -36,6 +38,8 @@ class Audience:
         """those that have begun to miss events, until somebody has reported it"""
 
     def add(self, mailbox: Mailbox[Any]) -> None:
+        for route in mailbox._routes or ():
+            self.check_route(route)  # before anything is changed
         self.members[mailbox._subscriber_id] = mailbox
         for place in self._places(mailbox):
             place[mailbox] = None
@@ -60,6 +64,10 @@ class Audience:
         if mailbox._routes is not None:
             return [self._routes.setdefault(route, {}) for route in mailbox._routes]
         return [self._choosy if mailbox._choosy else self._plain]
+
+    def check_route(self, route: Hashable) -> None:
+        """Raise what looking a route up raises: hashing and comparing are foreign code."""
+        self._routes.get(route)
 
     def clear(self) -> list[Mailbox[Any]]:
         """Remove all of them, and return them."""
@@ -102,15 +110,16 @@ class _Offer:
         self._turn = turn
         self._missing = missing
         self._verdicts: dict[int, dict[int, bool | Exception]] = {}
-        self._chosen: dict[int, tuple[tuple[Any, ...], Exception | None]] = {}
+        self._chosen: dict[int, Choice] = {}
 
     def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> Failed | None:
         """Offer the events at these places (all, if None); says if that is the end of the subscriber."""
-        if mailbox._closed:
+        if mailbox._over:
             return None
-        events, error = self._choose(mailbox._where, places)
-        if error is None:
-            mailbox._refused += len(self._events if places is None else places) - len(events)
+        events, refused, error = self._choose(mailbox._where, places)
+        if mailbox._over:
+            return None  # by its own predicate, or another's
+        mailbox._refused += refused
         try:
             if events and not mailbox._publish(events, self._turn):
                 return mailbox, None
@@ -121,18 +130,19 @@ class _Offer:
             self._missing.append(mailbox)
         return None if error is None else (mailbox, error)
 
-    def _choose(self, where: Predicate | None, places: Sequence[int] | None) -> tuple[tuple[Any, ...], Exception | None]:
+    def _choose(self, where: Predicate | None, places: Sequence[int] | None) -> Choice:
         if where is None:
-            return self._events if places is None else tuple(self._events[place] for place in places), None
+            return self._events if places is None else tuple(self._events[place] for place in places), 0, None
         if places is not None:
             return self._ask(where, places)
         if id(where) not in self._chosen:
             self._chosen[id(where)] = self._ask(where, range(len(self._events)))
         return self._chosen[id(where)]
 
-    def _ask(self, where: Predicate, places: Sequence[int]) -> tuple[tuple[Any, ...], Exception | None]:
+    def _ask(self, where: Predicate, places: Sequence[int]) -> Choice:
         verdicts = self._verdicts.setdefault(id(where), {})
         chosen: list[Any] = []
+        refused = 0
         for place in places:
             if place not in verdicts:
                 try:
@@ -141,10 +151,12 @@ class _Offer:
                     verdicts[place] = exc
             verdict = verdicts[place]
             if isinstance(verdict, Exception):
-                return tuple(chosen), verdict
+                return tuple(chosen), refused, verdict
             if verdict:
                 chosen.append(self._events[place])
-        return tuple(chosen), None
+            else:
+                refused += 1
+        return tuple(chosen), refused, None
 
 
 def deliver(

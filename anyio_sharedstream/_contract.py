@@ -5,6 +5,7 @@ Relies on `_subscription` and `_entries`, whose classes it combines: how to rece
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
@@ -39,8 +40,10 @@ def make_subscription(
     gaps: bool,
 ) -> Receiver[Any]:
     """Make what `SharedStreamManager.subscribe` describes; raises as that says."""
-    if where is not None and not callable(where):
+    if where is not None and (not callable(where) or inspect.iscoroutinefunction(where)):
         raise TypeError(f"where must be a function of an event, not {where!r}")
+    if not isinstance(gaps, bool):
+        raise TypeError(f"gaps must be True or False, not {gaps!r}")
     stream = _with_policy(subscriber_id, max_buffer_size, overflow, gaps)
     stream._policy = overflow
     stream._where = where

@@ -11,13 +11,15 @@ import math
 from asyncio import InvalidStateError
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import BusyResourceError
+from anyio import BusyResourceError, current_time
 
 from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Gap, Latest
+from anyio_sharedstream._statistics import SubscriptionStatistics
 
 __all__ = ["Blocking", "Conflating", "Dropping", "Entries"]
 
@@ -28,6 +30,8 @@ class Entries(Mailbox[T_co]):
     """What the policies have in common: storing entries, and taking them."""
 
     def _store(self, entry: Any) -> None:
+        if self._over:
+            return  # by a function of the policy's, in the middle of a publication
         feed = self._feed or self._open_backlog()
         if not self._closed:
             feed.send_nowait(entry)
@@ -92,6 +96,8 @@ class Blocking(Entries[T_co]):
         super().__init__(subscriber_id, max_buffer_size)
         self.up_to = policy.up_to
         self._on_room: Callable[[], object] | None = None
+        self._full_since: float | None = None  # when the source was first held for want of the room that there still is not
+        self._holding_since: float | None = None  # when the hold began that is under way
 
     def _room(self) -> float:
         """How many events may be published before the upstream must be held."""
@@ -105,9 +111,17 @@ class Blocking(Entries[T_co]):
 
     def _begin(self) -> T_co:
         event = super()._begin()
-        if self._on_room is not None and self._queued < self._max_buffer_size:
+        if self._full_since is not None and self._room() >= 1:
+            self._full_since = None
+            assert self._on_room is not None
             self._on_room()
         return event
+
+    def _statistics(self) -> SubscriptionStatistics:
+        statistics = super()._statistics()
+        if self._holding_since is None:
+            return statistics
+        return replace(statistics, held_seconds=self._held + current_time() - self._holding_since)
 
 
 class _Hole:
@@ -230,9 +244,14 @@ class Conflating(Entries[T_co]):
 
     def _keep(self, event: Any, exempt: bool) -> bool:
         key = self._by(event)
-        if key in self._kept:
-            self._missed += self._merge is None
-            self._kept[key] = event if self._merge is None else self._merge(self._kept[key], event)
+        if key in self._kept and self._merge is not None:
+            event = self._merge(self._kept[key], event)
+            if key in self._kept:  # it may have been received meanwhile, by `merge` itself
+                self._kept[key] = event
+                return True
+        elif key in self._kept:
+            self._missed += 1
+            self._kept[key] = event
             return True
         if self._queued >= self._max_buffer_size and not exempt:
             return False

@@ -14,7 +14,16 @@ from typing import Any
 
 from anyio import EndOfStream, WouldBlock
 
-__all__ = ["PollTerminated", "SharedStreamError", "SubscriberOverflow", "Terminal", "consists_of", "private_copy", "without"]
+__all__ = [
+    "PollTerminated",
+    "SharedStreamError",
+    "SubscriberOverflow",
+    "Terminal",
+    "consists_of",
+    "own_failure",
+    "private_copy",
+    "without",
+]
 
 
 class SharedStreamError(Exception):
@@ -73,6 +82,15 @@ STREAM_SIGNALS = (EndOfStream, WouldBlock, StopIteration, StopAsyncIteration)
 
 
 _TRACEBACK: Any = vars(BaseException)["__traceback__"]  # whatever a class may define by this name
+
+
+def own_failure(error: Exception) -> Exception:
+    """What a subscriber's own function has raised, unless a stream would say that of itself."""
+    if not isinstance(error, STREAM_SIGNALS):
+        return error
+    failure = SharedStreamError(f"a function of this subscriber's own raised {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
 
 
 class Terminal:

@@ -23,7 +23,15 @@ from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 
 from anyio_sharedstream._audience import Audience, Failed
 from anyio_sharedstream._buffer import TURN
-from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, SubscriberOverflow, Terminal, consists_of, without
+from anyio_sharedstream._exceptions import (
+    STREAM_SIGNALS,
+    PollTerminated,
+    SubscriberOverflow,
+    Terminal,
+    consists_of,
+    own_failure,
+    without,
+)
 from anyio_sharedstream._hold import Hold
 from anyio_sharedstream._logging import Level, Log
 from anyio_sharedstream._mailbox import Mailbox
@@ -112,7 +120,7 @@ class Group:
         """Take an event to publish; returns how many there are. Raises what ``route_by`` raises."""
         if self._route_by is not None:
             route = self._route_by(event)
-            hash(route)
+            self._audience.check_route(route)
             self._gathered_routes.append(route)
         self._gathered.append(event)
         return len(self._gathered)
@@ -136,15 +144,10 @@ class Group:
         failed = self._audience.publish(chunk, routes, turn, earlier)
         if failed:
             self._fail(failed)
-        if self._audience.missing:
-            self._report_missing()
-        return True
-
-    def _report_missing(self) -> None:
-        mailboxes = self._audience.missing.copy()
-        self._audience.missing.clear()
-        for mailbox in mailboxes:
+        while self._audience.missing:
+            mailbox = self._audience.missing.pop()
             self._log("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
+        return True
 
     def before_suspension(self) -> bool:
         """Publish before the source suspends; True if the poll task must then sit out one turn of the event loop.
@@ -165,7 +168,7 @@ class Group:
             if error is None:
                 mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
             else:
-                mailbox._end(Terminal(error))
+                mailbox._end(Terminal(own_failure(error)))
         self.hold.release()
         if not self._audience.members:
             self._cancel()

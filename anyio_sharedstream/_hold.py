@@ -14,7 +14,7 @@ from anyio import Event
 from anyio_sharedstream._audience import Audience, Failed
 from anyio_sharedstream._entries import Blocking
 
-__all__ = ["Hold"]
+__all__ = ["Hold", "deadline"]
 
 
 class Hold:
@@ -34,22 +34,28 @@ class Hold:
         """How many events the source may yield before it must be asked to wait."""
         return min((mailbox._room() for mailbox in self.blocking), default=math.inf)
 
-    def blocked(self) -> list[Blocking[Any]]:
-        """The subscribers for which the source has to wait; none if there is no use in it any more."""
-        return [] if self._over else [mailbox for mailbox in self.blocking if mailbox._room() < 1]
+    def begin(self, now: float) -> list[Blocking[Any]]:
+        """Return the subscribers for which the source has to wait; none if there is no use in it any more."""
+        blocked = [] if self._over else [mailbox for mailbox in self.blocking if mailbox._room() < 1]
+        for mailbox in blocked:
+            mailbox._on_room = self.release
+            mailbox._holding_since = now
+            # If the source itself breaks off a hold, the next one goes on where that was.
+            mailbox._full_since = now if mailbox._full_since is None else mailbox._full_since
+        return blocked
 
     def news(self) -> Event:
         """An event that is set when it is worth asking again."""
         self._news = Event()
-        for mailbox in self.blocking:
-            mailbox._on_room = self.release
         return self._news
 
-    def waited(self, mailboxes: list[Blocking[Any]], seconds: float, total: float) -> None:
-        """The source has waited for them *seconds* more, *total* by now: fail those who asked for less."""
-        for mailbox in mailboxes:
-            mailbox._held += seconds
-        late: list[Failed] = [(mailbox, None) for mailbox in self.blocked() if total >= mailbox.up_to]
+    def finish(self, blocked: list[Blocking[Any]], now: float) -> None:
+        """The source has waited until *now*: fail those who asked for less."""
+        for mailbox in blocked:
+            assert mailbox._holding_since is not None
+            mailbox._held += now - mailbox._holding_since
+            mailbox._holding_since = None
+        late: list[Failed] = [(mailbox, None) for mailbox in blocked if now >= deadline(mailbox) and mailbox in self.blocking]
         if late:
             self._fail(late)
 
@@ -62,3 +68,8 @@ class Hold:
         """From now on nobody is waited for."""
         self._over = True
         self.release()
+
+
+def deadline(mailbox: Blocking[Any]) -> float:
+    """When the source will have waited long enough for this subscriber; never, if it has room."""
+    return math.inf if mailbox._full_since is None else mailbox._full_since + mailbox.up_to

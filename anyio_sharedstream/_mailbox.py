@@ -109,6 +109,10 @@ class Mailbox(Buffer[T_co]):
         self._terminal = terminal
         self._dismiss_reader()
 
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._terminal is not None
+
     def _fail(self, terminal: Terminal) -> None:
         """Drop what is buffered, for it is stale, and give the reader the terminal at once."""
         self._drop()

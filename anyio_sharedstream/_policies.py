@@ -5,6 +5,7 @@ Relies on nothing. Policies are values without behaviour: what they mean is done
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -43,7 +44,9 @@ class Block:
     """seconds"""
 
     def __post_init__(self) -> None:
-        if isinstance(self.up_to, bool) or not isinstance(self.up_to, int | float) or not self.up_to > 0:
+        number = isinstance(self.up_to, int | float) and not isinstance(self.up_to, bool)
+        # No clock can add an integer to its time that is larger than any float.
+        if not number or not self.up_to > 0 or (isinstance(self.up_to, int) and self.up_to > sys.float_info.max):
             raise ValueError(f"up_to must be a positive number of seconds or math.inf, not {self.up_to!r}")
 
 

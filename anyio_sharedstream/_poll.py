@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._group import Group
-from anyio_sharedstream._hold import Hold
+from anyio_sharedstream._hold import Hold, deadline
 from anyio_sharedstream._source import iterate, open_source
 from anyio_sharedstream._step import Step
 
@@ -127,6 +127,8 @@ async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
             ready = 0
             group.flush()
             interruption = await _pause(group, isinstance(iterator, AsyncGenerator))
+            if interruption is not None and not isinstance(iterator, AsyncGenerator):
+                raise interruption  # it cannot be told, but what opened it can
             if group.evicted and interruption is None:
                 return  # it cannot be told
 
@@ -154,9 +156,9 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
 
 async def _hold(hold: Hold) -> None:
     """Wait until every subscriber that may hold the source back has room, or has failed because that took too long."""
-    began = now = current_time()
-    while blocked := hold.blocked():
-        with CancelScope(deadline=began + min(mailbox.up_to for mailbox in blocked)):
-            await hold.news().wait()
-        since, now = now, current_time()
-        hold.waited(blocked, now - since, now - began)
+    while blocked := hold.begin(current_time()):
+        try:
+            with CancelScope(deadline=min(map(deadline, blocked))):
+                await hold.news().wait()
+        finally:
+            hold.finish(blocked, current_time())

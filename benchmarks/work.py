@@ -178,7 +178,7 @@ async def memory_lagging(competitor: Competitor, subscribers: int, bursts: int) 
 
 
 async def routed(subscribers: int, routes: int, events: int) -> float:
-    """Microseconds of CPU time per event, with so many subscribers spread over so many routes; with 0, everyone hears everything."""
+    """Microseconds of CPU time per event, with so many subscribers spread over so many routes; with 0, everyone hears all."""
     numbers = cycle(range(max(routes, 1)))
     play = Play([1] * events)
     source = SharedSource(key="benchmark", open=play.source, route_by=(lambda _: next(numbers)) if routes else None)

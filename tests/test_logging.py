@@ -13,7 +13,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import SharedSource, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import DropNewest, DropOldest, Latest, SharedSource, SharedStreamManager, SubscriberOverflow
 from tests.support import Feed, idle, settle, until
 
 
@@ -120,6 +120,41 @@ async def test_a_subscriber_that_overflowed_is_named(lines: LogCapture, logger: 
         "bound": 1,
         "log_level": "warning",
     }
+
+
+@pytest.mark.parametrize(
+    ("policy", "gaps", "lines_logged"),
+    [(DropOldest(), False, 2), (DropNewest(), False, 2), (DropOldest(), True, 0), (Latest(), False, 0)],
+)
+async def test_that_a_subscriber_begins_to_miss_events_is_told_once_until_it_has_caught_up(
+    lines: LogCapture, logger: Any, policy: Any, gaps: Any, lines_logged: int
+) -> None:
+    feed = Feed()
+    async with (
+        SharedStreamManager(logger=logger) as manager,
+        manager.subscribe(feed.source, subscriber_id="me", max_buffer_size=1, overflow=policy, gaps=gaps) as stream,
+    ):
+        for _ in range(2):
+            for number in range(4):
+                feed.emit(number)
+                await settle()
+            while stream.statistics().current_buffer_used:
+                await stream.receive()
+    told = [line for line in lines.entries if line["event"] == "subscriber misses events"]
+    assert [(line["key"], line["subscriber"], line["log_level"]) for line in told] == [(feed.key, "me", "warning")] * lines_logged
+
+
+async def test_a_function_of_a_subscribers_own_that_fails_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:
+    feed = Feed()
+    async with (
+        SharedStreamManager(logger=logger) as manager,
+        manager.subscribe(feed.source, subscriber_id="me", where=lambda number: 1 / number) as stream,
+    ):
+        feed.emit(0)
+        with pytest.raises(ZeroDivisionError):
+            await stream.receive()
+    (line,) = [line for line in lines.entries if line["event"] == "subscriber failed"]
+    assert (line["subscriber"], type(line["exc_info"])) == ("me", ZeroDivisionError)
 
 
 async def test_a_failed_clean_up_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import pytest
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import DropOldest, SharedStreamManager, SubscriberOverflow
 from anyio_sharedstream.triggers import (
     TriggerEvent,
     TriggerFinished,
@@ -289,3 +290,22 @@ async def test_closing_the_outcomes_frees_what_is_held() -> None:
         await until(lambda: done)
         with pytest.raises(anyio.ClosedResourceError):
             await runner.outcomes.receive()
+
+
+# What a trigger asks of its stream.
+
+
+class Choosy(Shared):
+    def subscription_options(self) -> dict[str, Any]:
+        return {"where": lambda number: number % 2, "overflow": DropOldest(), "max_buffer_size": 2}
+
+
+async def test_a_trigger_may_state_its_policy_and_its_filter() -> None:
+    feed = Feed()
+    async with TriggerRunner() as runner:
+        runner.start("all", Shared(feed))
+        runner.start("odd", Choosy(feed))
+        feed.emit(1, 2, 3)
+        outcomes = await take(runner, 5)
+        assert [outcome for outcome in outcomes if outcome.trigger_id == "odd"] == fired("odd", 1, 3)
+        assert [outcome for outcome in outcomes if outcome.trigger_id == "all"] == fired("all", 1, 2, 3)
