@@ -161,13 +161,19 @@ class Dropping(Entries[T_co]):
         exempt = self._exempt(turn) and self._accepts_turns
         if self._queued == 0:
             self._behind = self._gaps or not self._accepts_turns
+        turned_away = 0
         if excess > 0 and not exempt:
             self._unreported = not self._behind
             self._behind = True
-            events = self._make_room(events, int(excess)) if self._oldest else self._turn_away(events, int(excess))
-        for event in events:
+            if self._oldest:
+                events = self._make_room(events, int(excess))
+            else:
+                turned_away = min(int(excess), len(events))
+        for event in events[: len(events) - turned_away]:
             self._store(event)
             self._hole = None
+        if turned_away:
+            self._turn_away(turned_away)
         self._published()
         return True
 
@@ -184,23 +190,16 @@ class Dropping(Entries[T_co]):
         self._missed += excess
         return events[excess - stored :]
 
-    def _turn_away(self, events: tuple[Any, ...], excess: int) -> tuple[Any, ...]:
-        """Accept those for which there is room; returns them, with a hole behind them."""
-        room = max(len(events) - excess, 0)
-        for event in events[:room]:
-            self._store(event)
-            self._hole = None
-        missed = len(events) - room
+    def _turn_away(self, missed: int) -> None:
+        """Leave a hole behind what is buffered, or make the one there larger."""
         self._missed += missed
-        if self._gaps:
-            if self._hole is None:
-                self._hole = _Hole(missed)
-                self._store(self._hole)
-                self._queued -= 1
-                self._holes += 1
-            else:
-                self._hole.missed += missed
-        return ()
+        if self._gaps and self._hole is None:
+            self._hole = _Hole(missed)
+            self._store(self._hole)
+            self._queued -= 1
+            self._holes += 1
+        elif self._hole is not None:
+            self._hole.missed += missed
 
     def _begin(self) -> Any:
         if self._gaps and self._lost_ahead:

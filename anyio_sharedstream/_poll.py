@@ -139,7 +139,7 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
     The iterator rests at a yield, inside whatever scopes it holds there, and this may be one of theirs. So the exception belongs
     into the iterator. Closing a generator instead would turn an ordinary end into a BaseExceptionGroup([GeneratorExit]) in every
     source that holds a task group over its yield. Other iterators cannot be thrown into: they meet a cancellation at their next
-    await, and it is kept off until then.
+    await, and it is kept off until then, except while a subscriber has the source wait: that may be for ever.
     """
     try:
         with CancelScope(shield=not interruptible):
