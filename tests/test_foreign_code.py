@@ -13,7 +13,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, Subscription
+from anyio_sharedstream import Block, DropOldest, Fail, PollTerminated, SharedSource, SharedStreamManager, Subscription
 from tests.conftest import BACKENDS
 from tests.support import Feed, idle, settle, until
 
@@ -102,27 +102,33 @@ async def test_a_subscription_may_be_closed_by_a_finaliser_in_the_middle_of_a_pu
     assert any("deliver" in names for names in closed_by)
 
 
-async def test_a_finaliser_may_close_subscriptions_while_one_of_them_gets_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = Feed()
-    streams: list[Subscription[Any]] = []
+class Creator:
+    """Makes memory streams, and lets a finaliser close two subscriptions meanwhile."""
 
-    def collect_and_create(size: float) -> Any:
-        for stream in streams[:2]:
+    def __init__(self, closed: list[Any]) -> None:
+        self._closed = closed
+
+    def __getitem__(self, _: object) -> Callable[[float], Any]:
+        return self._create
+
+    def _create(self, size: float) -> Any:
+        for stream in self._closed[:2]:
             stream.close()
-        return create(size)
+        return anyio.create_memory_object_stream[Any](size)
 
-    class Creator:
-        def __getitem__(self, _: object) -> Any:
-            return collect_and_create
 
-    create = anyio.create_memory_object_stream[Any]
+@pytest.mark.parametrize("policy", [Fail(), DropOldest(), Block(1)], ids=repr)
+async def test_a_finaliser_may_close_subscriptions_while_one_of_them_gets_its_buffer(
+    policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Feed()
+    streams: list[Any] = []
+    monkeypatch.setattr("anyio_sharedstream._buffer.create_memory_object_stream", Creator(streams))
     async with SharedStreamManager() as manager:
-        streams += [await manager.subscribe(feed.source).__aenter__() for _ in range(3)]
-        feed.emit(1)
-        await until(lambda: streams[2].statistics().current_buffer_used)
-        monkeypatch.setattr("anyio_sharedstream._buffer.create_memory_object_stream", Creator())
-        feed.emit(2)
-        await until(lambda: streams[2].statistics().current_buffer_used == 2)
+        streams += [await manager.subscribe(feed.source, overflow=policy).__aenter__() for _ in range(3)]
+        for number in (1, 2):
+            feed.emit(number)
+            await until(lambda: streams[2].statistics().current_buffer_used == number)  # noqa: B023
         for stream in streams[:2]:
             assert stream.statistics().current_buffer_used == 0
             with pytest.raises(anyio.ClosedResourceError):
