@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import InvalidStateError
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from anyio_sharedstream._entries import Blocking, Dropping
@@ -19,9 +20,9 @@ __all__ = ["Audience", "Failed", "deliver"]
 T = TypeVar("T")
 Predicate = Callable[[Any], object]
 #: A mailbox that can take no more, and what one of its own functions has raised; None if it is too far behind.
-Failed = tuple[Mailbox[Any], Exception | None]
+Failed = tuple[Mailbox[Any], BaseException | None]
 #: What a predicate has chosen, how many events it has refused, and what it has raised in the end.
-Choice = tuple[tuple[Any, ...], int, Exception | None]
+Choice = tuple[tuple[Any, ...], int, BaseException | None]
 
 
 class Audience:
@@ -33,15 +34,22 @@ class Audience:
         self._plain: dict[Mailbox[Any], None] = {}  # take every event, as it comes
         self._choosy: dict[Mailbox[Any], None] = {}  # are offered every event
         self._routes: dict[Hashable, dict[Mailbox[Any], None]] = {}
+        self._places: dict[Mailbox[Any], dict[Hashable, dict[Mailbox[Any], None]]] = {}  # where each of them is listed, by route
         self._wake = wake
         self.missing: list[Mailbox[Any]] = []
         """those that have begun to miss events, until somebody has reported it"""
 
     def add(self, mailbox: Mailbox[Any]) -> None:
-        for route in mailbox._routes or ():
-            self.check_route(route)  # before anything is changed
+        places: dict[Hashable, dict[Mailbox[Any], None]]
+        if mailbox._routes is None:
+            places = {self: self._choosy if mailbox._choosy else self._plain}  # under a key that is nobody's route
+        else:
+            # Looked up before anything is changed, and never again: routes are foreign, and may change their minds.
+            places = {route: self._routes.get(route, {}) for route in mailbox._routes}
+            self._routes.update(places)
         self.members[mailbox._subscriber_id] = mailbox
-        for place in self._places(mailbox):
+        self._places[mailbox] = places
+        for place in places.values():
             place[mailbox] = None
         if isinstance(mailbox, Blocking):
             self.blocking[mailbox] = None
@@ -51,19 +59,14 @@ class Audience:
         if self.members.get(mailbox._subscriber_id) is not mailbox:
             return False
         del self.members[mailbox._subscriber_id]
-        for place in self._places(mailbox):
+        for route, place in self._places.pop(mailbox).items():
             del place[mailbox]
-        for route in mailbox._routes or ():
-            if not self._routes[route]:
-                del self._routes[route]
+            if not place:
+                with suppress(Exception):
+                    self._routes.pop(route, None)
         if isinstance(mailbox, Blocking):
             del self.blocking[mailbox]
         return True
-
-    def _places(self, mailbox: Mailbox[Any]) -> list[dict[Mailbox[Any], None]]:
-        if mailbox._routes is not None:
-            return [self._routes.setdefault(route, {}) for route in mailbox._routes]
-        return [self._choosy if mailbox._choosy else self._plain]
 
     def check_route(self, route: Hashable) -> None:
         """Raise what looking a route up raises: hashing and comparing are foreign code."""
@@ -83,9 +86,9 @@ class Audience:
         :param turn: the number of the source's turn
         :param earlier: how many events were published in the same turn
         """
-        # All lists are made first: predicates are foreign code, and so are finalisers, and both may join and leave.
+        # All lists are made first, each at one stroke: predicates are foreign code, and so are finalisers; all may join and leave.
         everyone = list(self._plain)
-        offers: list[tuple[Mailbox[Any], Sequence[int] | None]] = [(mailbox, None) for mailbox in self._choosy]
+        offers: list[tuple[Mailbox[Any], Sequence[int] | None]] = [(mailbox, None) for mailbox in list(self._choosy)]
         if self._routes:
             offers += self._routed(routes)
         failed: list[Failed] = [(mailbox, None) for mailbox in deliver(events, everyone, self._wake, earlier)]
@@ -97,7 +100,7 @@ class Audience:
     def _routed(self, routes: Sequence[Hashable]) -> list[tuple[Mailbox[Any], Sequence[int] | None]]:
         places: dict[Mailbox[Any], list[int]] = {}
         for place, route in enumerate(routes):
-            for mailbox in self._routes.get(route, ()):
+            for mailbox in list(self._routes.get(route, ())):
                 places.setdefault(mailbox, []).append(place)
         return list(places.items())
 
@@ -109,7 +112,7 @@ class _Offer:
         self._events = events
         self._turn = turn
         self._missing = missing
-        self._verdicts: dict[int, dict[int, bool | Exception]] = {}
+        self._verdicts: dict[int, dict[int, bool | BaseException]] = {}
         self._chosen: dict[int, Choice] = {}
 
     def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> Failed | None:
@@ -123,7 +126,7 @@ class _Offer:
         try:
             if events and not mailbox._publish(events, self._turn):
                 return mailbox, None
-        except Exception as exc:  # a function of the policy's
+        except BaseException as exc:  # of a function of the policy's
             error = exc
         if isinstance(mailbox, Dropping) and mailbox._unreported:
             mailbox._unreported = False
@@ -147,10 +150,10 @@ class _Offer:
             if place not in verdicts:
                 try:
                     verdicts[place] = bool(where(self._events[place]))
-                except Exception as exc:
+                except BaseException as exc:  # whatever it is, the others are to have their events
                     verdicts[place] = exc
             verdict = verdicts[place]
-            if isinstance(verdict, Exception):
+            if isinstance(verdict, BaseException):
                 return tuple(chosen), refused, verdict
             if verdict:
                 chosen.append(self._events[place])

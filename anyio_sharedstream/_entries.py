@@ -180,14 +180,15 @@ class Dropping(Entries[T_co]):
     def _make_room(self, events: tuple[Any, ...], excess: int) -> tuple[Any, ...]:
         """Drop the oldest; returns what is left of *events*."""
         stored = min(excess, self._queued)
-        for _ in range(stored):
-            self._take_entry()
         self._queued -= stored
         self._backlogged -= stored
+        # Kept until all is done: an event's finaliser is foreign code, and may close this very stream.
+        dropped = [self._take_entry() for _ in range(stored)]
         if self._gaps and not self._lost_ahead:
             self._backlogged += 1
         self._lost_ahead += excess
         self._missed += excess
+        del dropped
         return events[excess - stored :]
 
     def _turn_away(self, missed: int) -> None:

@@ -84,9 +84,9 @@ STREAM_SIGNALS = (EndOfStream, WouldBlock, StopIteration, StopAsyncIteration)
 _TRACEBACK: Any = vars(BaseException)["__traceback__"]  # whatever a class may define by this name
 
 
-def own_failure(error: Exception) -> Exception:
-    """What a subscriber's own function has raised, unless a stream would say that of itself."""
-    if not isinstance(error, STREAM_SIGNALS):
+def own_failure(error: BaseException) -> Exception:
+    """What a subscriber's own function has raised, unless a stream would say that of itself, or it is no `Exception`."""
+    if isinstance(error, Exception) and not isinstance(error, STREAM_SIGNALS):
         return error
     failure = SharedStreamError(f"a function of this subscriber's own raised {type(error).__name__}")
     failure.__cause__ = error

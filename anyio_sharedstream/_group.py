@@ -178,6 +178,9 @@ class Group:
                 self._log("warning", "subscriber overflowed", subscriber=mailbox._subscriber_id, bound=mailbox._max_buffer_size)
             else:
                 self._log("error", "subscriber failed", subscriber=mailbox._subscriber_id, exc_info=error)
+                failure = without(error, get_cancelled_exc_class())
+                if failure is not None and not isinstance(failure, Exception):
+                    self._owner.abort(failure)
 
     # Opening and ending.
 

@@ -32,11 +32,11 @@ class Hold:
 
     def room(self) -> float:
         """How many events the source may yield before it must be asked to wait."""
-        return min((mailbox._room() for mailbox in self.blocking), default=math.inf)
+        return min((mailbox._room() for mailbox in list(self.blocking)), default=math.inf)
 
     def begin(self, now: float) -> list[Blocking[Any]]:
         """Return the subscribers for which the source has to wait; none if there is no use in it any more."""
-        blocked = [] if self._over else [mailbox for mailbox in self.blocking if mailbox._room() < 1]
+        blocked = [] if self._over else [mailbox for mailbox in list(self.blocking) if mailbox._room() < 1]
         for mailbox in blocked:
             mailbox._on_room = self.release
             mailbox._holding_since = now

@@ -5,6 +5,7 @@ Relies on nothing. Policies are values without behaviour: what they mean is done
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Conflate:
 
     def __post_init__(self) -> None:
         for name, function in (("by", self.by), ("merge", self.merge)):
-            if not callable(function) and (name == "by" or function is not None):
+            absent = name == "merge" and function is None
+            if not absent and (not callable(function) or inspect.iscoroutinefunction(function)):
                 raise TypeError(f"{name} must be a function, not {function!r}")
 
 

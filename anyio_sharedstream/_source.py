@@ -42,7 +42,7 @@ class SharedSource(Generic[T_co]):
         check_key(self.key)
         if not callable(self.open):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
-        if self.route_by is not None and not callable(self.route_by):
+        if self.route_by is not None and (not callable(self.route_by) or inspect.iscoroutinefunction(self.route_by)):
             raise TypeError(f"route_by must be a function of an event, not {self.route_by!r}")
 
 

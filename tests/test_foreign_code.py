@@ -50,7 +50,7 @@ class Abandoned:
         self.closed_by.append(set(callers()))
 
 
-async def publish_while_collecting(bound: int, allocations: int) -> list[set[str]]:
+async def publish_while_collecting(bound: int, policy: Any, allocations: int) -> list[set[str]]:
     """Let the collector run so many allocations after publishing has begun; says from where it closed each subscription."""
     closed_by: list[set[str]] = []
     received: list[list[int]] = []
@@ -74,7 +74,7 @@ async def publish_while_collecting(bound: int, allocations: int) -> list[set[str
             received.append([await stream.receive() for _ in range(11)])
 
     async def abandon() -> None:
-        stream = manager.subscribe(source, max_buffer_size=bound)
+        stream: Any = manager.subscribe(source, max_buffer_size=bound, overflow=policy)
         await stream.__aenter__()
         Abandoned(stream, closed_by)
 
@@ -95,9 +95,15 @@ async def publish_while_collecting(bound: int, allocations: int) -> list[set[str
 
 @pytest.mark.usefixtures("collected_on_demand")
 @pytest.mark.parametrize("anyio_backend", [BACKENDS[0], BACKENDS[2]], indirect=True)  # uvloop wakes tasks without allocating
-@pytest.mark.parametrize("bound", [1, 1000], ids=["refused", "accepted"])
-async def test_a_subscription_may_be_closed_by_a_finaliser_in_the_middle_of_a_publication(bound: int) -> None:
-    closed_by = [names for allocations in range(5, 100, 10) for names in await publish_while_collecting(bound, allocations)]
+@pytest.mark.parametrize(
+    ("bound", "policy"),
+    [(1, Fail()), (1000, Fail()), (1, DropOldest()), (1000, DropOldest())],
+    ids=["refused", "accepted", "dropping", "choosy"],
+)
+async def test_a_subscription_may_be_closed_by_a_finaliser_in_the_middle_of_a_publication(bound: int, policy: Any) -> None:
+    closed_by = [
+        names for allocations in range(5, 100, 10) for names in await publish_while_collecting(bound, policy, allocations)
+    ]
     assert len(closed_by) == 50
     assert any("deliver" in names for names in closed_by)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import get_cancelled_exc_class
 
-from anyio_sharedstream import Conflate, Latest, SharedStreamManager
+from anyio_sharedstream import Conflate, Latest, SharedStreamError, SharedStreamManager
 from tests.conftest import on_asyncio
 from tests.contract_support import EVERY_POLICY, drain, even
 from tests.support import Feed, settle, until
@@ -219,3 +220,50 @@ async def test_a_predicate_may_stop_the_group_and_nothing_is_added_any_more(poli
             assert [event async for event in stream] == events
             with pytest.raises(anyio.EndOfStream):
                 stream.receive_nowait()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
+async def test_what_a_predicate_raises_that_is_no_exception_stops_the_manager_and_costs_no_sibling_an_event(
+    error: BaseException,
+) -> None:
+    def where(_: object) -> bool:
+        raise error
+
+    feed = Feed()
+    siblings: list[Any] = []
+
+    async def run() -> None:
+        async with SharedStreamManager() as manager:
+            first, chooser, last = (manager.subscribe(feed.source, where=function) for function in (None, where, bool))
+            for stream in (first, chooser, last):
+                siblings.append(await stream.__aenter__())
+            feed.emit(1)
+            await anyio.sleep_forever()
+
+    with pytest.raises(type(error)) as caught:
+        await run()
+    assert caught.value is error
+    first, chooser, last = siblings
+    assert first.receive_nowait() == last.receive_nowait() == 1
+    with pytest.raises(SharedStreamError) as told:
+        chooser.receive_nowait()
+    assert told.value.__cause__ is error
+
+
+@on_asyncio
+async def test_a_cancellation_that_leaks_from_a_predicate_fails_its_own_subscriber_alone() -> None:
+    def where(_: object) -> bool:
+        raise get_cancelled_exc_class()
+
+    feed = Feed()
+    async with (
+        SharedStreamManager() as manager,
+        manager.subscribe(feed.source, where=where) as chooser,
+        manager.subscribe(feed.source) as sibling,
+    ):
+        feed.emit(1, 2)
+        assert await sibling.receive_batch(2) == (1, 2)
+        with pytest.raises(SharedStreamError):
+            await chooser.receive()
+        feed.emit(3)
+        assert await sibling.receive() == 3
