@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from anyio_sharedstream._entries import Blocking, Dropping
+from anyio_sharedstream._entries import Dropping
 from anyio_sharedstream._mailbox import Mailbox
 
 __all__ = ["Audience", "Failed", "deliver"]
@@ -30,7 +30,6 @@ class Audience:
 
     def __init__(self, wake: Callable[[Any, None], object]) -> None:
         self.members: dict[Hashable, Mailbox[Any]] = {}
-        self.blocking: dict[Blocking[Any], None] = {}
         self._plain: dict[Mailbox[Any], None] = {}  # take every event, as it comes
         self._choosy: dict[Mailbox[Any], None] = {}  # are offered every event
         self._routes: dict[Hashable, dict[Mailbox[Any], None]] = {}
@@ -51,8 +50,6 @@ class Audience:
         self._places[mailbox] = places
         for place in places.values():
             place[mailbox] = None
-        if isinstance(mailbox, Blocking):
-            self.blocking[mailbox] = None
 
     def discard(self, mailbox: Mailbox[Any]) -> bool:
         """Remove *mailbox* if it is here. The mailbox itself decides, not its id: the id may be somebody else's by now."""
@@ -64,20 +61,11 @@ class Audience:
             if not place:
                 with suppress(Exception):
                     self._routes.pop(route, None)
-        if isinstance(mailbox, Blocking):
-            del self.blocking[mailbox]
         return True
 
     def check_route(self, route: Hashable) -> None:
         """Raise what looking a route up raises: hashing and comparing are foreign code."""
         self._routes.get(route)
-
-    def clear(self) -> list[Mailbox[Any]]:
-        """Remove all of them, and return them."""
-        members = list(self.members.values())
-        for mailbox in members:
-            self.discard(mailbox)
-        return members
 
     def publish(self, events: tuple[Any, ...], routes: Sequence[Hashable], turn: int, earlier: int) -> list[Failed]:
         """Give everyone what concerns them; returns who cannot go on.
@@ -86,7 +74,7 @@ class Audience:
         :param turn: the number of the source's turn
         :param earlier: how many events were published in the same turn
         """
-        # All lists are made first, each at one stroke: predicates are foreign code, and so are finalisers; all may join and leave.
+        # All lists are made first, each at one stroke: predicates and finalisers are foreign code, and may join and leave.
         everyone = list(self._plain)
         offers: list[tuple[Mailbox[Any], Sequence[int] | None]] = [(mailbox, None) for mailbox in list(self._choosy)]
         if self._routes:

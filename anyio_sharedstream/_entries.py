@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import BusyResourceError, current_time
+from anyio import BusyResourceError, NoEventLoopError, current_time
 
 from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._mailbox import Mailbox
@@ -95,9 +95,9 @@ class Blocking(Entries[T_co]):
     def __init__(self, subscriber_id: Hashable, max_buffer_size: float, policy: Block) -> None:
         super().__init__(subscriber_id, max_buffer_size)
         self.up_to = policy.up_to
-        self._on_room: Callable[[], object] | None = None
-        self._full_since: float | None = None  # when the source was first held for want of the room that there still is not
-        self._holding_since: float | None = None  # when the hold began that is under way
+        self._report: Callable[[Blocking[Any]], object] | None = None  # tells that there is more room, or less
+        self._waited = 0.0  # for how long the source was held before, for want of the room that there still is not
+        self._held_since: float | None = None  # when the hold began that is under way
 
     def _room(self) -> float:
         """How many events may be published before the upstream must be held."""
@@ -107,21 +107,40 @@ class Blocking(Entries[T_co]):
         for event in events:
             self._store(event)
         self._published()
+        if self._report is not None:
+            self._report(self)
         return True
 
     def _begin(self) -> T_co:
         event = super()._begin()
-        if self._full_since is not None and self._room() >= 1:
-            self._full_since = None
-            assert self._on_room is not None
-            self._on_room()
+        if self._report is not None:
+            self._report(self)
         return event
+
+    def _pause_wait(self) -> None:
+        """The source is not held any more, though there is no room yet."""
+        if self._held_since is not None:
+            waited = current_time() - self._held_since
+            self._held_since = None
+            self._waited += waited
+            self._held += waited
+
+    def _wait_ended(self) -> None:
+        self._pause_wait()
+        self._waited = 0.0
+
+    def _overflow(self) -> str:
+        return f"had no room in its buffer of {self._max_buffer_size} events for {self.up_to} seconds"
 
     def _statistics(self) -> SubscriptionStatistics:
         statistics = super()._statistics()
-        if self._holding_since is None:
+        if self._held_since is None:
             return statistics
-        return replace(statistics, held_seconds=self._held + current_time() - self._holding_since)
+        try:
+            now = current_time()
+        except NoEventLoopError:  # somebody asks from a thread
+            return statistics
+        return replace(statistics, held_seconds=self._held + now - self._held_since)
 
 
 class _Hole:
@@ -261,6 +280,9 @@ class Conflating(Entries[T_co]):
 
     def _begin(self) -> T_co:
         return self._kept.pop(super()._begin())  # type: ignore[no-any-return]
+
+    def _overflow(self) -> str:
+        return f"had more than {self._max_buffer_size} unread entries"
 
     def _drop(self) -> None:
         super()._drop()

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from types import MemberDescriptorType
 from typing import Any
 
-from anyio import EndOfStream, WouldBlock
+from anyio import BusyResourceError, ClosedResourceError, EndOfStream, WouldBlock
 
 __all__ = [
     "PollTerminated",
@@ -62,16 +62,20 @@ class SubscriberOverflow(SharedStreamError):
     """the id of the subscriber that fell behind"""
     max_buffer_size: float
     """the bound that it exceeded, in events"""
+    reason: str
+    """what it was too slow for; that depends on its policy"""
 
-    def __init__(self, key: Hashable, subscriber_id: Hashable, max_buffer_size: float) -> None:
-        super().__init__(key, subscriber_id, max_buffer_size)
+    def __init__(self, key: Hashable, subscriber_id: Hashable, max_buffer_size: float, reason: str | None = None) -> None:
+        reason = f"fell more than {max_buffer_size} events behind" if reason is None else reason
+        super().__init__(key, subscriber_id, max_buffer_size, reason)
         self.key = key
         self.subscriber_id = subscriber_id
         self.max_buffer_size = max_buffer_size
+        self.reason = reason
 
     def __str__(self) -> str:
         return (
-            f"subscriber {self.subscriber_id!r} of {self.key!r} fell more than {self.max_buffer_size} events behind; "
+            f"subscriber {self.subscriber_id!r} of {self.key!r} {self.reason}; "
             "receive faster, or subscribe with a larger max_buffer_size"
         )
 
@@ -86,7 +90,9 @@ _TRACEBACK: Any = vars(BaseException)["__traceback__"]  # whatever a class may d
 
 def own_failure(error: BaseException) -> Exception:
     """What a subscriber's own function has raised, unless a stream would say that of itself, or it is no `Exception`."""
-    if isinstance(error, Exception) and not isinstance(error, STREAM_SIGNALS):
+    # The last two a source may well mean, of what it receives from. A function of events has no such streams.
+    signals = (*STREAM_SIGNALS, ClosedResourceError, BusyResourceError)
+    if isinstance(error, Exception) and not isinstance(error, signals):
         return error
     failure = SharedStreamError(f"a function of this subscriber's own raised {type(error).__name__}")
     failure.__cause__ = error

@@ -1,8 +1,8 @@
 """One group: everything that exists for one key while its upstream lives. Its state, and no awaiting.
 
-Relies on `_mailbox` to deliver. The poll task (`_poll`) drives the upstream and calls in here; subscribers call in here through
-the manager and their subscriptions. Every method is synchronous, so whatever one of them decides is done before any other task
-can look. A group's states have exactly these ways on::
+Relies on `_publisher` for the subscribers and what they are sent. The poll task (`_poll`) drives the upstream and calls in here;
+subscribers call in here through the manager and their subscriptions. Every method is synchronous, so whatever one of them decides
+is done before any other task can look. A group's states have exactly these ways on::
 
     waiting --> opening --> live --> closing
        |           |                  ^
@@ -21,21 +21,11 @@ from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, Event, get_cancelled_exc_class
 
-from anyio_sharedstream._audience import Audience, Failed
-from anyio_sharedstream._buffer import TURN
-from anyio_sharedstream._exceptions import (
-    STREAM_SIGNALS,
-    PollTerminated,
-    SubscriberOverflow,
-    Terminal,
-    consists_of,
-    own_failure,
-    without,
-)
-from anyio_sharedstream._hold import Hold
+from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, consists_of, without
 from anyio_sharedstream._logging import Level, Log
 from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._parking import Backend
+from anyio_sharedstream._publisher import Publisher
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._statistics import GroupState, GroupStatistics
 
@@ -71,16 +61,8 @@ class Group:
         self.state: GroupState = "waiting"
         self.scope = CancelScope()
         self.closed = Event()
+        self.publisher = Publisher(source, self, backend)
         self._owner = owner
-        self._audience = Audience(backend.wake)
-        self._gathered: list[Any] = []
-        self._route_by = source.route_by
-        self._gathered_routes: list[Hashable] = []
-        self._turns = 0
-        self.hold = Hold(self._audience, self._fail)
-        self._published = 0
-        self._published_in_turn = 0
-        self._publications = 0
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
         self._concluded = False  # the iteration ended for a reason of its own, which is `_failure` if it raised
         self._failure: BaseException | None = None
@@ -94,93 +76,17 @@ class Group:
         return self.state == "closing"
 
     def join(self, mailbox: Mailbox[Any]) -> None:
-        subscriber_id = mailbox._subscriber_id
-        if mailbox._routes is not None and self.source.route_by is None:
-            raise ValueError(f"the source of {self.key!r} has no route_by, so routes={set(mailbox._routes)!r} means nothing")
-        if subscriber_id in self._audience.members:
-            raise RuntimeError(
-                f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
-            )
-        self._audience.add(mailbox)
-        mailbox._register(self.backend)
+        self.publisher.add(mailbox)
 
     def leave(self, mailbox: Mailbox[Any]) -> bool:
         """Unregister; True if that leaves nobody, which cancels the upstream."""
-        if not self._audience.discard(mailbox):
-            return False
-        self.hold.release()
-        if self._audience.members:
+        if not self.publisher.remove(mailbox) or self.publisher.members:
             return False
         self._cancel()
         return True
 
-    # Publishing.
-
-    def gather(self, event: Any) -> int:
-        """Take an event to publish; returns how many there are. Raises what ``route_by`` raises."""
-        if self._route_by is not None:
-            route = self._route_by(event)
-            self._audience.check_route(route)
-            self._gathered_routes.append(route)
-        self._gathered.append(event)
-        return len(self._gathered)
-
-    def flush(self, turn_ends: bool = True) -> bool:
-        """Publish what was gathered; True if anything has been published in this turn, also earlier, for one who joined in it.
-
-        Never raises: it runs inside the source's suspensions.
-        """
-        earlier = self._published_in_turn
-        size = len(self._gathered)
-        self._published_in_turn = 0 if turn_ends else earlier + size
-        turn = self._turns
-        self._turns += turn_ends
-        if not size:
-            return earlier > 0
-        chunk = tuple(self._gathered)
-        self._gathered.clear()
-        routes, self._gathered_routes = self._gathered_routes, []
-        self._published += size
-        failed = self._audience.publish(chunk, routes, turn, earlier)
-        if failed:
-            self._fail(failed)
-        while self._audience.missing:
-            mailbox = self._audience.missing.pop()
-            self._log("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
-        return True
-
-    def before_suspension(self) -> bool:
-        """Publish before the source suspends; True if the poll task must then sit out one turn of the event loop.
-
-        That is so on trio after every publication, for trio may run the poll task before the tasks that it woke. On asyncio it is
-        so once in a while: a scope's cancellation reaches no task whose future is done, and by a source that publishes in every
-        turn, a subscriber's is done whenever anyio looks. It could not be cancelled for as long as that goes on.
-        """
-        if not self.flush():
-            return False
-        self._publications += 1
-        return self.backend.reorders or self._publications % TURN == 0
-
-    def _fail(self, failed: list[Failed]) -> None:
-        """End subscribers that cannot go on, which is nobody else's concern."""
-        for mailbox, error in failed:
-            self._audience.discard(mailbox)
-            if error is None:
-                mailbox._fail(Terminal(SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size)))
-            else:
-                mailbox._end(Terminal(own_failure(error)))
-        self.hold.release()
-        if not self._audience.members:
-            self._cancel()
-        # Last, for a logger is foreign code and may call back.
-        for mailbox, error in failed:
-            if error is None:
-                self._log("warning", "subscriber overflowed", subscriber=mailbox._subscriber_id, bound=mailbox._max_buffer_size)
-            else:
-                self._log("error", "subscriber failed", subscriber=mailbox._subscriber_id, exc_info=error)
-                failure = without(error, get_cancelled_exc_class())
-                if failure is not None and not isinstance(failure, Exception):
-                    self._owner.abort(failure)
+    def deserted(self) -> None:
+        self._cancel()
 
     # Opening and ending.
 
@@ -194,10 +100,10 @@ class Group:
 
         A group that is closing because its upstream has failed still tells its subscribers so; its clean-up is cancelled.
         """
-        self.flush(turn_ends=False)
+        self.publisher.flush(turn_ends=False)
         self._cancel()
         if self._requested:
-            self._dismiss(EndOfStream())
+            self.publisher.dismiss(EndOfStream())
 
     def _cancel(self) -> None:
         self.scope.cancel()
@@ -208,12 +114,12 @@ class Group:
         if not self.evicted:
             self.stillborn = self.state == "waiting"
             self.state = "closing"
-            self.hold.end()
+            self.publisher.hold.end()
             self._owner.evicted(self)
 
     def iteration_ended(self, failure: BaseException | None) -> None:
         """Nothing more will come. What was gathered is published, and the key is free before the clean-up begins."""
-        self.flush()
+        self.publisher.flush()
         self._concluded = not _is_cancellation(failure)
         self._failure = failure
         self._evict()
@@ -222,7 +128,7 @@ class Group:
         """The opened source has been left, with *error* if any."""
         self._returned = error is None
         self._error = error
-        self.flush()
+        self.publisher.flush()
         self._evict()
 
     def finish(self, *, surroundings_cancelled: bool) -> None:
@@ -235,14 +141,14 @@ class Group:
         if failure is None and surroundings_cancelled:
             self._requested = True  # what surrounds the manager ends everything in it
         if self._requested:
-            self._dismiss(EndOfStream())
+            self.publisher.dismiss(EndOfStream())
             self.clean_up_failed(failure)
         else:
             terminal = self._terminal(error, failure)
-            self._dismiss(terminal)
-            self._log("error", "poll failed", exc_info=terminal)
+            self.publisher.dismiss(terminal)
+            self.log("error", "poll failed", exc_info=terminal)
             if failure is not None and not isinstance(failure, Exception):
-                self._owner.abort(failure)
+                self.abort(failure)
         self._failure = self._error = None  # with their tracebacks they keep alive whatever the source had in hand
 
     def _terminal(self, error: BaseException | None, failure: BaseException | None) -> BaseException:
@@ -258,40 +164,38 @@ class Group:
         terminated.__cause__ = self._failure if error is None else error
         return terminated
 
-    def _dismiss(self, reason: BaseException) -> None:
-        terminal = Terminal(reason)
-        for mailbox in self._audience.clear():
-            mailbox._end(terminal)
-
     def clean_up_failed(self, error: BaseException | None) -> None:
         """Report what was raised while the upstream was being closed, cancellations aside."""
         # A generator that was closed while it held a task group over its yield leaves its GeneratorExit in a group.
         failure = without(error, get_cancelled_exc_class(), GeneratorExit)
         if isinstance(failure, Exception):
-            self._log("error", "clean-up failed", exc_info=failure)
+            self.log("error", "clean-up failed", exc_info=failure)
         elif failure is not None:
-            self._owner.abort(failure)
+            self.abort(failure)
 
     def started(self) -> None:
-        self._log("info", "group started")
+        self.log("info", "group started")
 
     def close(self) -> None:
         """Nothing of the group runs any more: later groups of the key may open."""
         self.closed.set()
         self._owner.closed(self)
-        self._log("info", "group stopped")
+        self.log("info", "group stopped")
 
     # Looking.
 
-    def _log(self, level: Level, event: str, **values: object) -> None:
+    def log(self, level: Level, event: str, /, **values: object) -> None:
         self._owner.log.write(level, event, key=self.key, **values)
+
+    def abort(self, error: BaseException) -> None:
+        self._owner.abort(error)
 
     def statistics(self) -> GroupStatistics:
         return GroupStatistics(
             key=self.key,
             state=self.state,
-            events_published=self._published,
-            subscriptions=tuple(mailbox._statistics() for mailbox in list(self._audience.members.values())),
+            events_published=self.publisher.published,
+            subscriptions=self.publisher.statistics(),
         )
 
 

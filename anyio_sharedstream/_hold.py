@@ -1,6 +1,7 @@
 """Holding a source back for subscribers with the policy `Block`: who is waited for, since when, and for how long at most.
 
-Relies on `_audience`. The poll task awaits; what it awaits, and who fails when that takes too long, is decided here.
+Relies on `_entries`. The poll task awaits; what it awaits, and who fails when that takes too long, is decided here. Nothing
+looks at all subscribers at an event: each reports its own room as that changes, and they are counted by how much they have.
 """
 
 from __future__ import annotations
@@ -9,67 +10,125 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from anyio import Event
+from anyio import Event, current_time
 
-from anyio_sharedstream._audience import Audience, Failed
+from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._entries import Blocking
 
-__all__ = ["Hold", "deadline"]
+__all__ = ["Hold"]
 
 
 class Hold:
     """Says when a source must wait before its next step.
 
-    :param fail: ends subscribers that were waited for too long
+    :param expired: ends subscribers that were waited for too long
     """
 
-    def __init__(self, audience: Audience, fail: Callable[[list[Failed]], None]) -> None:
-        self.blocking = audience.blocking
-        """the subscribers that may have the source wait"""
-        self._fail = fail
+    def __init__(self, expired: Callable[[list[Blocking[Any]]], None]) -> None:
+        self.blocking: dict[Blocking[Any], int] = {}
+        """the subscribers that may have the source wait, each with its room, of which no more than a turn matters"""
+        self._expired = expired
+        self._counts = [0] * (TURN + 1)  # how many have so much room
+        self._occupied = 0  # the same as bits: of those that are set, the lowest is the least room of all
+        self._full: dict[Blocking[Any], None] = {}
+        self._deadlines: list[tuple[float, Blocking[Any]]] = []  # of those waited for, the next one last
         self._over = False
         self._news: Event | None = None
 
+    # What subscribers report.
+
+    def add(self, mailbox: Blocking[Any]) -> None:
+        self.blocking[mailbox] = room = _counted(mailbox)
+        self._count(room, 1)
+        mailbox._report = self._moved
+
+    def discard(self, mailbox: Blocking[Any]) -> None:
+        self._count(self.blocking.pop(mailbox), -1)
+        mailbox._report = None
+        self._has_room(mailbox)
+
+    def _moved(self, mailbox: Blocking[Any]) -> None:
+        before = self.blocking[mailbox]
+        room = _counted(mailbox)
+        if room == before:
+            return
+        self.blocking[mailbox] = room
+        self._count(before, -1)
+        self._count(room, 1)
+        if room == 0:
+            self._full[mailbox] = None
+        elif before == 0:
+            self._has_room(mailbox)
+
+    def _count(self, room: int, change: int) -> None:
+        self._counts[room] += change
+        if self._counts[room]:
+            self._occupied |= 1 << room
+        else:
+            self._occupied &= ~(1 << room)
+
+    def _has_room(self, mailbox: Blocking[Any]) -> None:
+        if mailbox in self._full:
+            del self._full[mailbox]
+            mailbox._wait_ended()
+            if not self._full:
+                self._release()
+
+    # What the poll task asks.
+
     def room(self) -> float:
         """How many events the source may yield before it must be asked to wait."""
-        return min((mailbox._room() for mailbox in list(self.blocking)), default=math.inf)
+        return (self._occupied & -self._occupied).bit_length() - 1 if self._occupied else math.inf
 
-    def begin(self, now: float) -> list[Blocking[Any]]:
-        """Return the subscribers for which the source has to wait; none if there is no use in it any more."""
-        blocked = [] if self._over else [mailbox for mailbox in list(self.blocking) if mailbox._room() < 1]
-        for mailbox in blocked:
-            mailbox._on_room = self.release
-            mailbox._holding_since = now
-            # If the source itself breaks off a hold, the next one goes on where that was.
-            mailbox._full_since = now if mailbox._full_since is None else mailbox._full_since
-        return blocked
+    def begin(self) -> bool:
+        """Begin to wait for those without room; false if there are none, or there is no use in it any more."""
+        if self._over or not self._full:
+            return False
+        now = current_time()
+        for mailbox in self._full:
+            mailbox._held_since = now
+        # If the source itself breaks off a hold, the next one goes on where that was.
+        deadlines = [(now + mailbox.up_to - mailbox._waited, mailbox) for mailbox in self._full]
+        self._deadlines = sorted(deadlines, key=lambda entry: entry[0], reverse=True)
+        return True
+
+    def deadline(self) -> float | None:
+        """When the next subscriber has been waited for long enough; None if nobody is waited for any more."""
+        while self._deadlines and self._deadlines[-1][1] not in self._full:
+            self._deadlines.pop()
+        return None if self._over or not self._deadlines else self._deadlines[-1][0]
 
     def news(self) -> Event:
         """An event that is set when it is worth asking again."""
         self._news = Event()
         return self._news
 
-    def finish(self, blocked: list[Blocking[Any]], now: float) -> None:
-        """The source has waited until *now*: fail those who asked for less."""
-        for mailbox in blocked:
-            assert mailbox._holding_since is not None
-            mailbox._held += now - mailbox._holding_since
-            mailbox._holding_since = None
-        late: list[Failed] = [(mailbox, None) for mailbox in blocked if now >= deadline(mailbox) and mailbox in self.blocking]
+    def expire(self) -> None:
+        """Fail those who have asked for less time than it has been."""
+        now = current_time()
+        late: list[Blocking[Any]] = []
+        while self._deadlines and self._deadlines[-1][0] <= now:
+            mailbox = self._deadlines.pop()[1]
+            if mailbox in self._full:
+                late.append(mailbox)
         if late:
-            self._fail(late)
+            self._expired(late)
 
-    def release(self) -> None:
-        """Something has changed: there is room, or somebody has gone."""
-        if self._news is not None:
-            self._news.set()
+    def finish(self) -> None:
+        """The source goes on, also if some still have no room."""
+        self._deadlines.clear()
+        for mailbox in self._full:
+            mailbox._pause_wait()
 
     def end(self) -> None:
         """From now on nobody is waited for."""
         self._over = True
-        self.release()
+        self._release()
+
+    def _release(self) -> None:
+        if self._news is not None:
+            self._news.set()
 
 
-def deadline(mailbox: Blocking[Any]) -> float:
-    """When the source will have waited long enough for this subscriber; never, if it has room."""
-    return math.inf if mailbox._full_since is None else mailbox._full_since + mailbox.up_to
+def _counted(mailbox: Blocking[Any]) -> int:
+    return int(max(0, min(TURN, mailbox._room())))

@@ -119,6 +119,10 @@ class Mailbox(Buffer[T_co]):
         self._terminal = terminal
         self._dismiss_reader()
 
+    def _overflow(self) -> str:
+        """What it was too slow for, for the error that says so."""
+        return f"fell more than {self._max_buffer_size} events behind"
+
     # Receiving.
 
     def _load(self, *, wait: bool) -> Awaitable[object] | None:

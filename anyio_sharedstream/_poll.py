@@ -13,12 +13,12 @@ from contextlib import AbstractAsyncContextManager, suppress
 from types import AsyncGeneratorType
 from typing import Any
 
-from anyio import CancelScope, create_task_group, current_effective_deadline, current_time, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._group import Group
-from anyio_sharedstream._hold import Hold, deadline
+from anyio_sharedstream._hold import Hold
 from anyio_sharedstream._source import iterate, open_source
 from anyio_sharedstream._step import Step
 
@@ -106,26 +106,27 @@ async def _close(group: Group, opened: object) -> None:
 async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
     interruption: BaseException | None = None
-    blocking = group.hold.blocking
+    publisher, hold = group.publisher, group.publisher.hold
+    blocking = hold.blocking
     ready = 0
     while True:
         told = interruption is not None and group.evicted
         try:
             if interruption is not None and isinstance(iterator, AsyncGenerator):
-                step = Step(iterator.athrow(interruption), group.before_suspension)
+                step = Step(iterator.athrow(interruption), publisher.before_suspension)
             else:
-                step = Step(iterator.__anext__(), group.before_suspension)
+                step = Step(iterator.__anext__(), publisher.before_suspension)
             event = await step
         except StopAsyncIteration:
             return
         if told:
             return  # it was told that it is over, and yields again
-        gathered = group.gather(event)
+        gathered = publisher.gather(event)
         ready = 1 if step.suspended else ready + 1
         interruption = None
-        if ready == TURN or group.evicted or (blocking and gathered >= group.hold.room()):
+        if ready == TURN or group.evicted or (blocking and gathered >= hold.room()):
             ready = 0
-            group.flush()
+            publisher.flush()
             interruption = await _pause(group, isinstance(iterator, AsyncGenerator))
             if interruption is not None and not isinstance(iterator, AsyncGenerator):
                 raise interruption  # it cannot be told, but what opened it can
@@ -145,7 +146,7 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
         with CancelScope(shield=not interruptible):
             if not group.evicted:
                 await group.backend.let_woken_run()
-        await _hold(group.hold)
+        await _hold(group.publisher.hold)
         if group.evicted and interruptible:
             # It may have come in the half of that which cannot be cancelled.
             await checkpoint_if_cancelled()
@@ -156,9 +157,11 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
 
 async def _hold(hold: Hold) -> None:
     """Wait until every subscriber that may hold the source back has room, or has failed because that took too long."""
-    while blocked := hold.begin(current_time()):
+    while hold.begin():
         try:
-            with CancelScope(deadline=min(map(deadline, blocked))):
-                await hold.news().wait()
+            while (deadline := hold.deadline()) is not None:
+                with CancelScope(deadline=deadline):
+                    await hold.news().wait()
+                hold.expire()
         finally:
-            hold.finish(blocked, current_time())
+            hold.finish()

@@ -73,7 +73,7 @@ class Registry:
         if group is not None:
             # A joiner starts after what was gathered before it. Publishing that may fail the last of the others, and say so to a
             # logger, which may subscribe in its turn.
-            group.flush(turn_ends=False)
+            group.publisher.flush(turn_ends=False)
             group = self.groups.get(source.key)
         if group is None:
             group = self._start(source, subscription)

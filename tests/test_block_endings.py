@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 
 from anyio_sharedstream import Block, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
 from tests.block_support import KINDS, Steps, generator, generator_in_tasks, manager_of_generator, manager_of_iterator
-from tests.support import idle, settle, until
+from tests.support import Feed, idle, settle, until
 from tests.sweep import Reader, drain, managed, noted, nothing_left
 from tests.virtual_time import in_virtual_time
 
@@ -254,3 +255,79 @@ async def test_who_never_has_room_fails_also_if_the_source_interrupts_the_hold()
     ):
         await anyio.sleep(20)
         assert isinstance(drain(stream)[1], SubscriberOverflow)
+
+
+@in_virtual_time
+async def test_only_the_time_counts_for_which_the_source_was_held() -> None:
+    async def play() -> AsyncGenerator[int, None]:
+        number = 0
+        while True:
+            with anyio.move_on_after(1):
+                yield number
+            number += 1
+            await anyio.sleep(10)  # the source's own doing
+
+    async with managed() as manager:
+        source = SharedSource(key="slow", open=play)
+        stream = await manager.subscribe(source, max_buffer_size=1, overflow=Block(3.5)).__aenter__()
+        witness = await manager.subscribe(source).__aenter__()
+        await anyio.sleep_until(33.4)
+        assert stream.statistics().held_seconds == pytest.approx(3.4)
+        await anyio.sleep_until(33.6)
+        assert stream.statistics().held_seconds == pytest.approx(3.5)
+        got, terminal = drain(stream)
+        assert (got, str(terminal)) == (
+            [],
+            f"subscriber {stream.subscriber_id!r} of 'slow' had no room in its buffer of 1 events for 3.5 seconds; "
+            "receive faster, or subscribe with a larger max_buffer_size",
+        )
+        await witness.aclose()
+
+
+@in_virtual_time
+async def test_who_has_had_room_in_between_is_waited_for_anew() -> None:
+    async with (
+        managed() as manager,
+        manager.subscribe(interrupting(200), max_buffer_size=1, overflow=Block(10)) as stream,
+    ):
+        for _ in range(20):
+            await anyio.sleep(8)
+            stream.receive_nowait()
+            while stream.statistics().current_buffer_used:
+                stream.receive_nowait()
+        assert stream.statistics().held_seconds == pytest.approx(160)
+
+
+@in_virtual_time
+async def test_many_with_patience_of_their_own_fail_each_at_its_time() -> None:
+    feed = Feed()
+    async with managed(feed) as manager, manager.subscribe(feed.source) as witness:
+        streams = [
+            await manager.subscribe(feed.source, max_buffer_size=1, overflow=Block(up_to)).__aenter__()
+            for up_to in [3, 1, 2, 2, 5, 4]
+        ]
+        feed.emit(0, 1)
+        await settle()
+        for time, alive in [(0.5, 6), (1.5, 5), (2.5, 3), (3.5, 2)]:
+            await anyio.sleep_until(time)
+            assert len(manager.statistics().groups[feed.key].subscriptions) == 1 + alive
+        streams[4].close()
+        await anyio.sleep_until(3.9)
+        assert [await witness.receive(), witness.statistics().current_buffer_used] == [0, 0]
+        await anyio.sleep_until(4)
+        assert await witness.receive() == 1
+
+
+@in_virtual_time
+async def test_a_thread_may_look_at_the_statistics_during_a_hold() -> None:
+    feed = Feed()
+    async with managed(feed) as manager, manager.subscribe(feed.source, max_buffer_size=1, overflow=FOREVER) as stream:
+        feed.emit(0, 1)
+        await anyio.sleep(1)
+        seen: list[Any] = []
+        thread = threading.Thread(target=lambda: seen.append(manager.statistics()))
+        thread.start()
+        thread.join()  # no clock runs there, so it sees what was held before
+        (group,) = seen[0].groups.values()
+        assert group.subscriptions[0].held_seconds == 0
+        assert stream.statistics().held_seconds == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -95,6 +95,24 @@ def test_what_cannot_be_called_to_conflate_is_refused_and_named(arguments: Any, 
         Conflate(*arguments)
 
 
+async def asynchronous(_: Any) -> Any:
+    """Is awaited; the library calls functions of events in the middle of a publication, where nobody can wait."""
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda function: Conflate(function),
+        lambda function: Conflate(str, function),
+        lambda function: SharedSource(key="feed", open=Feed().source.open, route_by=function),
+    ],
+)
+def test_a_function_that_must_be_awaited_is_refused_and_named(make: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=r"must be a function( of an event)?, not <function asynchronous"):
+        make(asynchronous)
+
+
 # What `subscribe` refuses.
 
 
@@ -107,6 +125,7 @@ def test_what_cannot_be_called_to_conflate_is_refused_and_named(arguments: Any, 
         ({"overflow": "latest"}, TypeError, "not 'latest'"),
         ({"overflow": [Latest()]}, TypeError, "not [Latest()]"),
         ({"where": "cheap"}, TypeError, "where must be a function of an event, not 'cheap'"),
+        ({"where": asynchronous}, TypeError, "where must be a function of an event, not <function asynchronous"),
         ({"gaps": 1}, TypeError, "gaps must be True or False, not 1"),
         ({"where": False}, TypeError, "not False"),
         ({"where": NoFunction(), "overflow": Latest()}, TypeError, "not <no function>"),

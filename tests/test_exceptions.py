@@ -44,6 +44,12 @@ def test_subscriber_overflow_names_the_key_the_subscriber_the_bound_and_what_to_
     )
 
 
+def test_subscriber_overflow_says_what_the_subscriber_was_too_slow_for() -> None:
+    assert str(SubscriberOverflow("prices", "ledger", 8, "was asleep")) == (
+        "subscriber 'ledger' of 'prices' was asleep; receive faster, or subscribe with a larger max_buffer_size"
+    )
+
+
 @every_error
 def test_the_librarys_errors_survive_copying_and_pickling(error: Exception) -> None:
     for twin in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error)), private_copy(error)):

@@ -20,6 +20,7 @@ CORE = [
     "_contract",
     "_poll",
     "_group",
+    "_publisher",
     "_hold",
     "_audience",
     "_entries",

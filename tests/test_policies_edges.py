@@ -256,3 +256,29 @@ async def test_merge_may_receive_the_very_event_that_it_merges() -> None:
         received.append(stream.receive_nowait())
         assert received == [1, 3]
         stream.close()
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+@pytest.mark.parametrize("policy", [DropOldest(), Latest()], ids=repr)
+async def test_an_event_that_is_dropped_may_close_the_stream_that_drops_it(policy: Any, gaps: bool) -> None:
+    class Event:
+        def __del__(self) -> None:
+            stream.close()
+
+    async def play() -> AsyncIterator[object]:
+        yield Event()
+        await settle()
+        yield 1
+        yield 2
+        await anyio.sleep_forever()
+
+    async with managed() as manager:
+        source = SharedSource(key="feed", open=play)
+        witness = await manager.subscribe(source, where=lambda event: isinstance(event, int)).__aenter__()
+        contract: Any = {"overflow": policy, "gaps": gaps}
+        stream: Any = await manager.subscribe(source, max_buffer_size=1, **contract).__aenter__()
+        assert [await witness.receive(), await witness.receive()] == [1, 2]
+        with pytest.raises(anyio.ClosedResourceError):
+            stream.receive_nowait()
+        assert stream.statistics().current_buffer_used == 0
+        await witness.aclose()

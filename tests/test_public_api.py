@@ -43,7 +43,7 @@ DOCUMENTED: dict[str, set[str]] = {
     "SharedSource": {"key", "open", "route_by"},
     "SharedStreamError": set(),
     "SharedStreamManager": {"subscribe", "stop", "stop_all", "statistics"},
-    "SubscriberOverflow": {"key", "subscriber_id", "max_buffer_size"},
+    "SubscriberOverflow": {"key", "subscriber_id", "max_buffer_size", "reason"},
     "Subscription": {
         "aclose",
         "batches",

@@ -153,6 +153,33 @@ async def test_a_route_that_cannot_be_looked_up_is_a_failure_of_the_upstream() -
                 await subscriber.receive()
 
 
+class Fickle:
+    """A route whose hash changes."""
+
+    def __init__(self) -> None:
+        self.hash = 1
+
+    def __hash__(self) -> int:
+        return self.hash
+
+
+async def test_a_route_that_is_not_what_it_was_harms_nobody_and_its_subscriber_leaves_all_the_same() -> None:
+    feed, fickle = Feed(), Fickle()
+    async with SharedStreamManager() as manager:
+        source = routed(feed, lambda event: fickle if event == "fickle" else event)
+        everything, stream = await joined(manager, source), await joined(manager, source, routes=[fickle, 1])
+        feed.emit("fickle")
+        assert await stream.receive() == "fickle"
+        fickle.hash = 2
+        feed.emit("fickle", 1)
+        assert await stream.receive() == 1
+        await stream.aclose()
+        fickle.hash = 1
+        feed.emit("fickle", 1)
+        assert [await everything.receive() for _ in range(5)] == ["fickle", "fickle", 1, "fickle", 1]
+        assert stream.statistics().current_buffer_used == 0
+
+
 # Through the decorator.
 
 

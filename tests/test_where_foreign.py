@@ -235,8 +235,7 @@ async def test_what_a_predicate_raises_that_is_no_exception_stops_the_manager_an
     async def run() -> None:
         async with SharedStreamManager() as manager:
             first, chooser, last = (manager.subscribe(feed.source, where=function) for function in (None, where, bool))
-            for stream in (first, chooser, last):
-                siblings.append(await stream.__aenter__())
+            siblings.extend([await stream.__aenter__() for stream in (first, chooser, last)])
             feed.emit(1)
             await anyio.sleep_forever()
 
@@ -267,3 +266,16 @@ async def test_a_cancellation_that_leaks_from_a_predicate_fails_its_own_subscrib
             await chooser.receive()
         feed.emit(3)
         assert await sibling.receive() == 3
+
+
+@pytest.mark.parametrize("signal", [anyio.ClosedResourceError, anyio.BusyResourceError, anyio.EndOfStream, anyio.WouldBlock])
+async def test_what_a_stream_would_say_of_itself_is_wrapped_if_a_predicate_says_it(signal: type[Exception]) -> None:
+    def where(_: object) -> bool:
+        raise signal("sending") if signal is anyio.BusyResourceError else signal
+
+    feed = Feed()
+    async with SharedStreamManager() as manager, manager.subscribe(feed.source, where=where) as stream:
+        feed.emit(1)
+        with pytest.raises(SharedStreamError, match=f"a function of this subscriber's own raised {signal.__name__}") as caught:
+            await stream.receive()
+        assert isinstance(caught.value.__cause__, signal)

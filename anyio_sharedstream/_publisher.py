@@ -1,0 +1,166 @@
+"""What a group's upstream yields, on its way to the subscribers: gathered while the source runs, published when it lets go.
+
+Relies on `_audience` for whom an event concerns and on `_hold` for whom the source must wait. Every method is synchronous, and
+none that publishes raises: publishing happens inside the source's own suspensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from anyio import get_cancelled_exc_class
+
+from anyio_sharedstream._audience import Audience, Failed
+from anyio_sharedstream._buffer import TURN
+from anyio_sharedstream._entries import Blocking
+from anyio_sharedstream._exceptions import SubscriberOverflow, Terminal, own_failure, without
+from anyio_sharedstream._hold import Hold
+from anyio_sharedstream._logging import Level
+from anyio_sharedstream._mailbox import Mailbox
+from anyio_sharedstream._parking import Backend
+from anyio_sharedstream._source import SharedSource
+from anyio_sharedstream._statistics import SubscriptionStatistics
+
+__all__ = ["Publisher"]
+
+
+class Owner(Protocol):
+    """What a publisher knows of its group."""
+
+    def deserted(self) -> None:
+        """Nobody is left to publish for."""
+
+    def log(self, level: Level, event: str, /, **values: object) -> None:
+        """Write a line about the group."""
+
+    def abort(self, error: BaseException, /) -> None:
+        """Stop the manager, which *error* then leaves."""
+
+
+class Publisher:
+    """The subscribers of one key, and what they are sent."""
+
+    def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend) -> None:
+        self.key = source.key
+        self.published = 0
+        """how many events have been published"""
+        self.hold = Hold(lambda late: self._fail([(mailbox, None) for mailbox in late]))
+        self._owner = owner
+        self._backend = backend
+        self._audience = Audience(backend.wake)
+        self._route_by = source.route_by
+        self._gathered: list[Any] = []
+        self._gathered_routes: list[Hashable] = []
+        self._turns = 0
+        self._published_in_turn = 0
+        self._publications = 0
+
+    # Subscribers.
+
+    @property
+    def members(self) -> dict[Hashable, Mailbox[Any]]:
+        """The registered subscribers, by id."""
+        return self._audience.members
+
+    def add(self, mailbox: Mailbox[Any]) -> None:
+        subscriber_id = mailbox._subscriber_id
+        if mailbox._routes is not None and self._route_by is None:
+            raise ValueError(f"the source of {self.key!r} has no route_by, so routes={set(mailbox._routes)!r} means nothing")
+        if subscriber_id in self.members:
+            raise RuntimeError(
+                f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
+            )
+        self._audience.add(mailbox)
+        if isinstance(mailbox, Blocking):
+            self.hold.add(mailbox)
+        mailbox._register(self._backend)
+
+    def remove(self, mailbox: Mailbox[Any]) -> bool:
+        """Unregister; false if it is not registered."""
+        if not self._audience.discard(mailbox):
+            return False
+        if isinstance(mailbox, Blocking):
+            self.hold.discard(mailbox)
+        return True
+
+    def dismiss(self, reason: BaseException) -> None:
+        """Let everyone have what is buffered, and then be told of the end."""
+        terminal = Terminal(reason)
+        members = list(self.members.values())
+        for mailbox in members:
+            self.remove(mailbox)
+        for mailbox in members:
+            mailbox._end(terminal)
+
+    # Publishing.
+
+    def gather(self, event: Any) -> int:
+        """Take an event to publish; returns how many there are. Raises what ``route_by`` raises."""
+        if self._route_by is not None:
+            route = self._route_by(event)
+            self._audience.check_route(route)
+            self._gathered_routes.append(route)
+        self._gathered.append(event)
+        return len(self._gathered)
+
+    def flush(self, turn_ends: bool = True) -> bool:
+        """Publish what was gathered; True if anything has been published in this turn, also earlier, for one who joined in it."""
+        earlier = self._published_in_turn
+        size = len(self._gathered)
+        self._published_in_turn = 0 if turn_ends else earlier + size
+        turn = self._turns
+        self._turns += turn_ends
+        if not size:
+            return earlier > 0
+        chunk = tuple(self._gathered)
+        self._gathered.clear()
+        routes, self._gathered_routes = self._gathered_routes, []
+        self.published += size
+        failed = self._audience.publish(chunk, routes, turn, earlier)
+        if failed:
+            self._fail(failed)
+        while self._audience.missing:
+            mailbox = self._audience.missing.pop()
+            self._owner.log("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
+        return True
+
+    def before_suspension(self) -> bool:
+        """Publish before the source suspends; True if the poll task must then sit out one turn of the event loop.
+
+        That is so on trio after every publication, for trio may run the poll task before the tasks that it woke. On asyncio it is
+        so once in a while: a scope's cancellation reaches no task whose future is done, and by a source that publishes in every
+        turn, a subscriber's is done whenever anyio looks. It could not be cancelled for as long as that goes on.
+        """
+        if not self.flush():
+            return False
+        self._publications += 1
+        return self._backend.reorders or self._publications % TURN == 0
+
+    def _fail(self, failed: list[Failed]) -> None:
+        """End subscribers that cannot go on, which is nobody else's concern."""
+        for mailbox, error in failed:
+            self.remove(mailbox)
+            if error is None:
+                overflow = SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size, mailbox._overflow())
+                mailbox._fail(Terminal(overflow))
+            else:
+                mailbox._end(Terminal(own_failure(error)))
+        if not self.members:
+            self._owner.deserted()
+        # Last, for a logger is foreign code and may call back.
+        for mailbox, error in failed:
+            self._report(mailbox, error)
+
+    def _report(self, mailbox: Mailbox[Any], error: BaseException | None) -> None:
+        subscriber = mailbox._subscriber_id
+        if error is None:
+            self._owner.log("warning", "subscriber overflowed", subscriber=subscriber, bound=mailbox._max_buffer_size)
+            return
+        self._owner.log("error", "subscriber failed", subscriber=subscriber, exc_info=error)
+        failure = without(error, get_cancelled_exc_class())
+        if failure is not None and not isinstance(failure, Exception):
+            self._owner.abort(failure)
+
+    def statistics(self) -> tuple[SubscriptionStatistics, ...]:
+        return tuple(mailbox._statistics() for mailbox in list(self.members.values()))
