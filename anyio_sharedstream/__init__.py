@@ -1,8 +1,9 @@
 """One live upstream, shared by many consumers in one process, on asyncio and on trio."""
 
-from anyio_sharedstream._exceptions import PollTerminated, SharedStreamError, SubscriberOverflow
+from anyio_sharedstream._exceptions import PollTerminated, SharedStreamError, SubscriberOverflow, UpstreamSilent
+from anyio_sharedstream._lifecycle import Fold, Restart
 from anyio_sharedstream._manager import DEFAULT_MAX_BUFFER_SIZE, SharedStreamManager
-from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Fail, Gap, Latest
+from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Fail, Gap, Latest, Snapshot
 from anyio_sharedstream._source import SharedSource, shared_source
 from anyio_sharedstream._statistics import GroupStatistics, ManagerStatistics, SubscriptionStatistics
 from anyio_sharedstream._subscription import LossySubscription, Subscription
@@ -14,17 +15,21 @@ __all__ = [
     "DropNewest",
     "DropOldest",
     "Fail",
+    "Fold",
     "Gap",
     "GroupStatistics",
     "Latest",
     "LossySubscription",
     "ManagerStatistics",
     "PollTerminated",
+    "Restart",
     "SharedSource",
     "SharedStreamError",
     "SharedStreamManager",
+    "Snapshot",
     "SubscriberOverflow",
     "Subscription",
     "SubscriptionStatistics",
+    "UpstreamSilent",
     "shared_source",
 ]

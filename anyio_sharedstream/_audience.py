@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from anyio_sharedstream._entries import Dropping
+from anyio_sharedstream._entries import Entries
 from anyio_sharedstream._mailbox import Mailbox
 
 __all__ = ["Audience", "Failed", "deliver"]
@@ -85,6 +85,11 @@ class Audience:
             failed += [failure for mailbox, places in offers if (failure := offer.to(mailbox, places)) is not None]
         return failed
 
+    def replay(self, mailbox: Mailbox[Any], events: tuple[Any, ...], routes: Sequence[Hashable], turn: int) -> Failed | None:
+        """Give one subscriber what was published before it came; says if that is the end of it."""
+        places = None if mailbox._routes is None else [place for place, route in enumerate(routes) if route in mailbox._routes]
+        return _Offer(events, turn, self.missing).to(mailbox, places, replayed=True)
+
     def _routed(self, routes: Sequence[Hashable]) -> list[tuple[Mailbox[Any], Sequence[int] | None]]:
         places: dict[Mailbox[Any], list[int]] = {}
         for place, route in enumerate(routes):
@@ -103,7 +108,7 @@ class _Offer:
         self._verdicts: dict[int, dict[int, bool | BaseException]] = {}
         self._chosen: dict[int, Choice] = {}
 
-    def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> Failed | None:
+    def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None, *, replayed: bool = False) -> Failed | None:
         """Offer the events at these places (all, if None); says if that is the end of the subscriber."""
         if mailbox._over:
             return None
@@ -112,11 +117,13 @@ class _Offer:
             return None  # by its own predicate, or another's
         mailbox._refused += refused
         try:
-            if events and not mailbox._publish(events, self._turn):
+            if events and replayed:
+                mailbox._prefill(events)
+            elif events and not mailbox._publish(events, self._turn):
                 return mailbox, None
         except BaseException as exc:  # of a function of the policy's
             error = exc
-        if isinstance(mailbox, Dropping) and mailbox._unreported:
+        if isinstance(mailbox, Entries) and mailbox._unreported:
             mailbox._unreported = False
             self._missing.append(mailbox)
         return None if error is None else (mailbox, error)

@@ -52,6 +52,7 @@ class Buffer(Generic[T_co]):
         "_ready",
         "_received",
         "_remaining",
+        "_replayed",
         "_taken_at_yield",
     )
 
@@ -64,6 +65,7 @@ class Buffer(Generic[T_co]):
         self._remaining: list[tuple[T_co, ...]] = []  # the backlog of a sealed buffer, last chunk first
         self._backlogged = 0
         self._queued = 0
+        self._replayed = 0  # of the first events, how many were published before it came
         self._received = 0  # events in the chunks that the reader has begun, `_ready` included
         self._taken_at_yield = 0
         self._peak = 0
@@ -83,7 +85,7 @@ class Buffer(Generic[T_co]):
         untaken = self._untaken()
         if untaken == 0:
             self._chunk = chunk
-        elif untaken > earlier and untaken + size > self._max_buffer_size:
+        elif untaken > earlier and untaken + size > self._max_buffer_size and self._is_behind(untaken, size, earlier):
             return False
         else:
             feed = self._feed or self._open_backlog()
@@ -97,6 +99,11 @@ class Buffer(Generic[T_co]):
         if untaken + size > self._peak:
             self._peak = untaken + size
         return True
+
+    def _is_behind(self, untaken: int, size: int, earlier: int) -> bool:
+        """Whether that is so also without what was replayed, which it takes first."""
+        untaken -= max(0, self._replayed - self._taken())
+        return untaken > earlier and untaken + size > self._max_buffer_size
 
     def _open_backlog(self) -> MemoryObjectSendStream[tuple[T_co, ...]]:
         feed, self._backlog = create_memory_object_stream[tuple[T_co, ...]](self._capacity())

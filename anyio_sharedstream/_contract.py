@@ -5,18 +5,25 @@ Relies on `_subscription` and `_entries`, whose classes it combines: how to rece
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from anyio_sharedstream._entries import Blocking, Conflating, Dropping
+from anyio_sharedstream._conflating import Conflating
+from anyio_sharedstream._entries import Blocking, Entries, Failing
+from anyio_sharedstream._lifecycle import check_function
+from anyio_sharedstream._lossy import Dropping, Resyncing
 from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Fail, Latest, OverflowPolicy
+from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._subscription import LossySubscription, Receiver, Subscription
 
-__all__ = ["check_buffer_size", "make_subscription"]
+__all__ = ["check_buffer_size", "check_subscriber", "make_subscription"]
 
 T_co = TypeVar("T_co", covariant=True)
+
+
+class FailingSubscription(Failing[T_co], Subscription[T_co]):
+    """A subscription with the policy `Fail`, and with marks between its events."""
 
 
 class BlockingSubscription(Blocking[T_co], Subscription[T_co]):
@@ -27,43 +34,74 @@ class DroppingSubscription(Dropping[T_co], LossySubscription[T_co]):
     """A subscription with the policy `DropOldest`, `DropNewest` or `Latest`."""
 
 
+class ResyncingSubscription(Resyncing[T_co], LossySubscription[T_co]):
+    """The same, for a subscriber that goes on with a snapshot."""
+
+
 class ConflatingSubscription(Conflating[T_co], LossySubscription[T_co]):
     """A subscription with the policy `Conflate`."""
 
 
+def check_subscriber(source: object, subscriber_id: Hashable) -> None:
+    """Raise what is wrong with what is asked for, and by whom."""
+    if not isinstance(source, SharedSource):
+        raise TypeError(f"source must be a SharedSource, not {source!r}; a @shared_source function must be called")
+    try:
+        hash(subscriber_id)
+    except TypeError as exc:
+        raise TypeError(f"subscriber_id must be hashable, and {subscriber_id!r} is not ({exc}); use a string") from None
+
+
 def make_subscription(
+    source: SharedSource[Any],
     subscriber_id: Hashable,
     max_buffer_size: float,
+    *,
     overflow: OverflowPolicy,
     where: Callable[[Any], object] | None,
     routes: Iterable[Hashable] | None,
     gaps: bool,
+    snapshot: bool,
 ) -> Receiver[Any]:
     """Make what `SharedStreamManager.subscribe` describes; raises as that says."""
-    if where is not None and (not callable(where) or inspect.iscoroutinefunction(where)):
-        raise TypeError(f"where must be a function of an event, not {where!r}")
-    if not isinstance(gaps, bool):
-        raise TypeError(f"gaps must be True or False, not {gaps!r}")
-    stream = _with_policy(subscriber_id, max_buffer_size, overflow, gaps)
+    if where is not None:
+        check_function("where", where, "a function of an event")
+    for name, value in (("gaps", gaps), ("snapshot", snapshot)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if routes is not None and source.route_by is None:
+        raise ValueError(f"the source of {source.key!r} has no route_by, so routes={routes!r} means nothing")
+    if snapshot and source.fold is None:
+        raise ValueError(f"the source of {source.key!r} has no fold, so there is nothing to give a snapshot of")
+    marked = snapshot or (gaps and source.restart is not None)
+    stream = _with_policy(subscriber_id, max_buffer_size, overflow, gaps=gaps, snapshot=snapshot, marked=marked)
     stream._policy = overflow
     stream._where = where
     stream._routes = None if routes is None else _routes(routes)
-    stream._choosy = where is not None or not isinstance(overflow, Fail)
+    stream._choosy = where is not None or isinstance(stream, Entries)
     return stream
 
 
-def _with_policy(subscriber_id: Hashable, max_buffer_size: float, overflow: OverflowPolicy, gaps: bool) -> Receiver[Any]:
+def _with_policy(
+    subscriber_id: Hashable, max_buffer_size: float, overflow: OverflowPolicy, *, gaps: bool, snapshot: bool, marked: bool
+) -> Receiver[Any]:
+    stream: Entries[Any]
     match overflow:
-        case Fail():
+        case Fail() if not marked:
             return Subscription(subscriber_id, max_buffer_size)
+        case Fail():
+            stream = FailingSubscription(subscriber_id, max_buffer_size, gaps=gaps)
         case Block():
-            return BlockingSubscription(subscriber_id, max_buffer_size, overflow)
+            stream = BlockingSubscription(subscriber_id, max_buffer_size, overflow, gaps=gaps)
         case DropOldest() | DropNewest() | Latest():
-            return DroppingSubscription(subscriber_id, max_buffer_size, overflow, gaps)
+            made = ResyncingSubscription if snapshot else DroppingSubscription
+            stream = made(subscriber_id, max_buffer_size, overflow, gaps=gaps)
         case Conflate():
-            return ConflatingSubscription(subscriber_id, max_buffer_size, overflow)
+            stream = ConflatingSubscription(subscriber_id, max_buffer_size, overflow, gaps=gaps)
         case _:
             raise TypeError(f"overflow must be a policy, such as DropOldest(), not {overflow!r}")
+    stream._snapshot = snapshot
+    return cast(Receiver[Any], stream)
 
 
 def _routes(routes: Iterable[Hashable]) -> frozenset[Hashable]:

@@ -1,8 +1,9 @@
-"""The buffers of subscribers that have a policy of their own: events one by one, so that single ones can go, or be replaced.
+"""The buffers of subscribers that take what comes one by one: with a policy of their own, or with marks between the events.
 
 Relies on `_mailbox`, whose chunks and direct hand-over are for those who take everything; here the memory object stream holds
-*entries*. ``_backlogged`` counts what can be received: the ``_queued`` entries, and the gaps. Everything is synchronous, and
-nothing here depends on another subscriber.
+*entries*: events, and *marks*, which are received like events but are none (a `Gap`, a `Snapshot`) and take no room.
+``_backlogged`` counts what can be received, ``_queued`` the events in the stream, ``_marks`` the marks in it. Everything is
+synchronous, and nothing here depends on another subscriber.
 """
 
 from __future__ import annotations
@@ -17,29 +18,101 @@ from typing import Any, TypeVar
 from anyio import BusyResourceError, NoEventLoopError, current_time
 
 from anyio_sharedstream._buffer import TURN
+from anyio_sharedstream._history import History
 from anyio_sharedstream._mailbox import Mailbox
-from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Gap, Latest
+from anyio_sharedstream._policies import Block, Gap, Snapshot
 from anyio_sharedstream._statistics import SubscriptionStatistics
 
-__all__ = ["Blocking", "Conflating", "Dropping", "Entries"]
+__all__ = ["Blocking", "Entries", "Failing", "Mark"]
 
 T_co = TypeVar("T_co", covariant=True)
+
+_NO_HISTORY = History(0, None, None)
+
+
+class Mark:
+    """An entry that is no event: a gap, by its cause, or a snapshot."""
+
+    __slots__ = ("item", "kind", "void")
+
+    def __init__(self, kind: str, item: Gap | Snapshot[Any]) -> None:
+        self.kind = kind
+        self.item = item
+        self.void = False
+        """whether it is not to be received after all"""
 
 
 class Entries(Mailbox[T_co]):
     """What the policies have in common: storing entries, and taking them."""
 
-    def _store(self, entry: Any) -> None:
-        if self._over:
-            return  # by a function of the policy's, in the middle of a publication
-        feed = self._feed or self._open_backlog()
-        if not self._closed:
-            feed.send_nowait(entry)
+    def __init__(self, subscriber_id: Hashable, max_buffer_size: float, *, gaps: bool = False) -> None:
+        super().__init__(subscriber_id, max_buffer_size)
+        self._gaps = gaps
+        self._snapshot = False  # whether it is to be given the states
+        self._history = _NO_HISTORY
+        self._replayed = 0  # of the queued events, how many were published before it came, and so do not count
+        self._marks = 0
+        self._tail: dict[str, Mark] = {}  # the marks behind the last event, by kind: of each there is but one
+        self._unreported = False  # whether it has begun to miss events, and nobody knows
+
+    # Storing.
+
+    def _store(self, event: Any) -> None:
+        if self._put(event):
             self._queued += 1
-            self._backlogged += 1
+            self._tail.clear()
+
+    def _put(self, entry: Any) -> bool:
+        if self._over:
+            return False  # by a function of the policy's, in the middle of a publication
+        feed = self._feed or self._open_backlog()
+        if self._closed:
+            return False
+        feed.send_nowait(entry)
+        self._backlogged += 1
+        return True
+
+    def _mark(self, kind: str, item: Gap | Snapshot[Any]) -> None:
+        """Put a mark behind what is buffered, or change the one of its kind that is there."""
+        mark = self._tail.get(kind)
+        if mark is not None:
+            mark.item = item
+            self._backlogged += mark.void
+            mark.void = False
+        elif self._put(mark := Mark(kind, item)):
+            self._marks += 1
+            self._tail[kind] = mark
+
+    def _interrupted(self) -> None:
+        """The upstream has failed, and will be opened again: a state that nobody has seen is nobody's state any more."""
+        snapshot = self._tail.get("snapshot")
+        if snapshot is not None and not snapshot.void:
+            snapshot.void = True
+            self._backlogged -= 1
+        if self._gaps:
+            if "restart" not in self._tail:
+                self._tail.pop("snapshot", None)  # the next one comes behind the gap
+            self._mark("restart", Gap(None, "restart"))
+        self._published()
+
+    def _state_begins(self) -> None:
+        """The upstream is being opened, and there is a state again."""
+        if self._snapshot:
+            self._mark("snapshot", Snapshot(self._history.state))
+            self._published()
+
+    def _prefill(self, events: tuple[Any, ...]) -> None:
+        for event in events:
+            self._store(event)
+        self._replayed = self._queued
+        self._published()
 
     def _capacity(self) -> float:
-        return math.inf  # what is stored is bounded here, and holes take no room
+        return math.inf  # what is stored is bounded here, and marks take no room
+
+    def _unread(self) -> int:
+        """How many events count against the bound."""
+        return self._queued - self._replayed
 
     def _exempt(self, turn: int) -> bool:
         """Whether it had taken everything when this turn of the source began, and so has room for whatever the turn brings.
@@ -48,7 +121,7 @@ class Entries(Mailbox[T_co]):
         """
         if self._turn_number != turn:
             self._turn_number = turn
-            self._accepted = int(self._queued == 0)
+            self._accepted = int(self._unread() == 0)
         return bool(self._accepted)
 
     def _take_entry(self) -> Any:
@@ -78,22 +151,52 @@ class Entries(Mailbox[T_co]):
 
     def _begin(self) -> T_co:
         self._backlogged -= 1
+        entry = self._take_entry()
+        while isinstance(entry, Mark):
+            self._marks -= 1
+            if self._tail.get(entry.kind) is entry:
+                del self._tail[entry.kind]
+            if not entry.void:
+                return entry.item  # type: ignore[return-value]
+            entry = self._take_entry()
         self._queued -= 1
         self._received += 1
-        return self._take_entry()  # type: ignore[no-any-return]
+        if self._replayed:
+            self._replayed -= 1
+        return entry  # type: ignore[no-any-return]
 
     def _take(self, limit: int) -> tuple[T_co, ...]:
         return tuple(self._begin() for _ in range(min(limit, self._backlogged)))
 
     def _stored(self) -> int:
-        return self._queued
+        return self._queued + self._marks
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._marks = self._replayed = 0
+        self._tail.clear()
+
+
+class Failing(Entries[T_co]):
+    """`Fail`, for a subscriber that wants marks: the bound is that of `Mailbox`, event for event."""
+
+    def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
+        earlier = self._accepted_in(turn)
+        self._accept_in(turn, len(events))
+        unread = self._unread()
+        if unread > earlier and unread + len(events) > self._max_buffer_size:
+            return False
+        for event in events:
+            self._store(event)
+        self._published()
+        return True
 
 
 class Blocking(Entries[T_co]):
     """`Block`: takes everything, and says when it has no room for more."""
 
-    def __init__(self, subscriber_id: Hashable, max_buffer_size: float, policy: Block) -> None:
-        super().__init__(subscriber_id, max_buffer_size)
+    def __init__(self, subscriber_id: Hashable, max_buffer_size: float, policy: Block, *, gaps: bool) -> None:
+        super().__init__(subscriber_id, max_buffer_size, gaps=gaps)
         self.up_to = policy.up_to
         self._report: Callable[[Blocking[Any]], object] | None = None  # tells that there is more room, or less
         self._waited = 0.0  # for how long the source was held before, for want of the room that there still is not
@@ -101,7 +204,7 @@ class Blocking(Entries[T_co]):
 
     def _room(self) -> float:
         """How many events may be published before the upstream must be held."""
-        return self._max_buffer_size - self._queued
+        return self._max_buffer_size - self._unread()
 
     def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
         for event in events:
@@ -141,149 +244,3 @@ class Blocking(Entries[T_co]):
         except NoEventLoopError:  # somebody asks from a thread
             return statistics
         return replace(statistics, held_seconds=self._held + now - self._held_since)
-
-
-class _Hole:
-    """How many events are missing at one place of a buffer; grows until it is received."""
-
-    __slots__ = ("missed",)
-
-    def __init__(self, missed: int) -> None:
-        self.missed = missed
-
-
-class Dropping(Entries[T_co]):
-    """`DropOldest`, `DropNewest` and `Latest`.
-
-    The first and the last lose events before all that are buffered: these are counted in ``_lost_ahead``. `DropNewest` loses
-    them behind, so a hole stands in the stream, and after it come only events that were accepted later.
-    """
-
-    def __init__(
-        self, subscriber_id: Hashable, max_buffer_size: float, policy: DropOldest | DropNewest | Latest, gaps: bool
-    ) -> None:
-        super().__init__(subscriber_id, max_buffer_size)
-        self._oldest = not isinstance(policy, DropNewest)
-        self._bound = 1 if isinstance(policy, Latest) else max_buffer_size
-        # Whoever has taken everything accepts a whole turn of the source; but who wants the newest alone does not want that.
-        self._accepts_turns = not isinstance(policy, Latest)
-        self._gaps = gaps
-        self._lost_ahead = 0
-        self._hole: _Hole | None = None  # the last item of the stream, if that is one
-        self._holes = 0
-        # Whether it has begun to miss events and nobody knows: gaps tell, and whoever wants the newest alone need not be told.
-        self._unreported = False
-        self._behind = gaps or not self._accepts_turns
-
-    def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
-        excess = self._queued + len(events) - self._bound
-        exempt = self._exempt(turn) and self._accepts_turns
-        if self._queued == 0:
-            self._behind = self._gaps or not self._accepts_turns
-        turned_away = 0
-        if excess > 0 and not exempt:
-            self._unreported = not self._behind
-            self._behind = True
-            if self._oldest:
-                events = self._make_room(events, int(excess))
-            else:
-                turned_away = min(int(excess), len(events))
-        for event in events[: len(events) - turned_away]:
-            self._store(event)
-            self._hole = None
-        if turned_away:
-            self._turn_away(turned_away)
-        self._published()
-        return True
-
-    def _make_room(self, events: tuple[Any, ...], excess: int) -> tuple[Any, ...]:
-        """Drop the oldest; returns what is left of *events*."""
-        stored = min(excess, self._queued)
-        self._queued -= stored
-        self._backlogged -= stored
-        # Kept until all is done: an event's finaliser is foreign code, and may close this very stream.
-        dropped = [self._take_entry() for _ in range(stored)]
-        if self._gaps and not self._lost_ahead:
-            self._backlogged += 1
-        self._lost_ahead += excess
-        self._missed += excess
-        del dropped
-        return events[excess - stored :]
-
-    def _turn_away(self, missed: int) -> None:
-        """Leave a hole behind what is buffered, or make the one there larger."""
-        self._missed += missed
-        if self._gaps and self._hole is None:
-            self._hole = _Hole(missed)
-            self._store(self._hole)
-            self._queued -= 1
-            self._holes += 1
-        elif self._hole is not None:
-            self._hole.missed += missed
-
-    def _begin(self) -> Any:
-        if self._gaps and self._lost_ahead:
-            missed, self._lost_ahead = self._lost_ahead, 0
-            self._backlogged -= 1
-            return Gap(missed, "overflow")
-        item = super()._begin()
-        if isinstance(item, _Hole):
-            # It is no event, and took no room.
-            self._queued += 1
-            self._received -= 1
-            self._holes -= 1
-            self._hole = None if self._hole is item else self._hole
-            return Gap(item.missed, "overflow")
-        return item
-
-    def _stored(self) -> int:
-        return self._queued + self._holes
-
-    def _drop(self) -> None:
-        super()._drop()
-        self._lost_ahead = self._holes = 0
-        self._hole = None
-
-
-class Conflating(Entries[T_co]):
-    """`Conflate`: the stream holds the keys in the order of their first event, and a dictionary what is kept for each."""
-
-    def __init__(self, subscriber_id: Hashable, max_buffer_size: float, policy: Conflate) -> None:
-        super().__init__(subscriber_id, max_buffer_size)
-        self._by = policy.by
-        self._merge = policy.merge
-        self._kept: dict[Hashable, Any] = {}
-
-    def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
-        try:
-            exempt = self._exempt(turn)
-            return all(self._keep(event, exempt) for event in events)
-        finally:
-            self._published()
-
-    def _keep(self, event: Any, exempt: bool) -> bool:
-        key = self._by(event)
-        if key in self._kept and self._merge is not None:
-            event = self._merge(self._kept[key], event)
-            if key in self._kept:  # it may have been received meanwhile, by `merge` itself
-                self._kept[key] = event
-                return True
-        elif key in self._kept:
-            self._missed += 1
-            self._kept[key] = event
-            return True
-        if self._queued >= self._max_buffer_size and not exempt:
-            return False
-        self._store(key)
-        self._kept[key] = event
-        return True
-
-    def _begin(self) -> T_co:
-        return self._kept.pop(super()._begin())  # type: ignore[no-any-return]
-
-    def _overflow(self) -> str:
-        return f"had more than {self._max_buffer_size} unread entries"
-
-    def _drop(self) -> None:
-        super()._drop()
-        self._kept.clear()

@@ -19,6 +19,8 @@ __all__ = [
     "SharedStreamError",
     "SubscriberOverflow",
     "Terminal",
+    "UpstreamSilent",
+    "bare",
     "consists_of",
     "own_failure",
     "private_copy",
@@ -80,6 +82,23 @@ class SubscriberOverflow(SharedStreamError):
         )
 
 
+class UpstreamSilent(SharedStreamError):
+    """The upstream yielded nothing for longer than the source's ``silence_timeout``, and was closed."""
+
+    key: Hashable
+    """the key of the upstream"""
+    seconds: float
+    """the timeout"""
+
+    def __init__(self, key: Hashable, seconds: float) -> None:
+        super().__init__(key, seconds)
+        self.key = key
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the upstream of {self.key!r} yielded nothing for {self.seconds} seconds; is its connection still alive?"
+
+
 #: What a stream raises to speak of itself. Leaked from a source, one of these would be taken for the subscription's own
 #: word: a quiet end, or "nothing yet" for ever.
 STREAM_SIGNALS = (EndOfStream, WouldBlock, StopIteration, StopAsyncIteration)
@@ -111,6 +130,15 @@ class Terminal:
     def exception(self) -> BaseException:
         # `with_traceback` matters for an exception that could not be copied: raising it has grown the original.
         return BaseException.with_traceback(private_copy(self._exception), self._traceback)
+
+
+def bare(exception: BaseException) -> BaseException:
+    """A copy for looking at: without traceback, cause and context, and so without all that these keep alive."""
+    twin = private_copy(exception)
+    if twin is not exception:
+        for name in ("__cause__", "__context__", "__traceback__"):
+            _set(twin, name, None)
+    return twin
 
 
 def consists_of(exception: BaseException | None, *kinds: type[BaseException]) -> bool:

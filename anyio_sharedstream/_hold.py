@@ -27,6 +27,10 @@ class Hold:
     def __init__(self, expired: Callable[[list[Blocking[Any]]], None]) -> None:
         self.blocking: dict[Blocking[Any], int] = {}
         """the subscribers that may have the source wait, each with its room, of which no more than a turn matters"""
+        self.active = False
+        """whether the source waits at the moment"""
+        self.ended_at = 0.0
+        """when it last went on, in the event loop's seconds"""
         self._expired = expired
         self._counts = [0] * (TURN + 1)  # how many have so much room
         self._occupied = 0  # the same as bits: of those that are set, the lowest is the least room of all
@@ -84,6 +88,7 @@ class Hold:
         """Begin to wait for those without room; false if there are none, or there is no use in it any more."""
         if self._over or not self._full:
             return False
+        self.active = True
         now = current_time()
         for mailbox in self._full:
             mailbox._held_since = now
@@ -116,6 +121,8 @@ class Hold:
 
     def finish(self) -> None:
         """The source goes on, also if some still have no room."""
+        self.active = False
+        self.ended_at = current_time()
         self._deadlines.clear()
         for mailbox in self._full:
             mailbox._pause_wait()

@@ -7,16 +7,18 @@ fails is reported, not raised into the middle of a publication. What is no `Exce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Literal
 
 import structlog
 from structlog.typing import BindableLogger, EventDict
 
-__all__ = ["Level", "Log"]
+__all__ = ["Level", "Lines", "Log"]
 
-Level = Literal["info", "warning", "error"]
+Level = Literal["debug", "info", "warning", "error"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _standard_logger = logging.getLogger("anyio_sharedstream")
 
@@ -32,7 +34,10 @@ class Log:
 
     def write(self, level: Level, event: str, **values: object) -> None:
         try:
-            getattr(self._logger(), level)(event, **values)
+            logger = self._logger()
+            # Asked here too, for making a line that nobody reads costs more than all else that a group does when it starts.
+            if logger is not _standard or _standard_logger.isEnabledFor(_LEVELS[level]):
+                getattr(logger, level)(event, **values)
         except Exception:
             # Said once more elsewhere; and if that is what failed, there is nobody left to tell.
             with suppress(Exception):
@@ -46,6 +51,25 @@ class Log:
         # Asked at every line, for an application may configure structlog after it has made the manager. Unconfigured,
         # structlog prints to standard output, which may be somebody's data.
         return structlog.get_logger("anyio_sharedstream") if structlog.is_configured() else _standard
+
+
+class Lines:
+    """The lines about one key: collected while its state changes, and written last of all, for a logger may call back."""
+
+    __slots__ = ("_key", "_log", "_unwritten")
+
+    def __init__(self, log: Log, key: Hashable) -> None:
+        self._log = log
+        self._key = key
+        self._unwritten: list[tuple[Level, str, dict[str, object]]] = []
+
+    def add(self, level: Level, event: str, **values: object) -> None:
+        self._unwritten.append((level, event, values))
+
+    def write(self) -> None:
+        while self._unwritten:
+            level, event, values = self._unwritten.pop(0)
+            self._log.write(level, event, key=self._key, **values)
 
 
 def _to_standard_library(_logger: Any, _method: str, event_dict: EventDict) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any, Literal, Self, TypeVar, overload
 from anyio import create_task_group
 from structlog.typing import BindableLogger
 
-from anyio_sharedstream._contract import check_buffer_size, make_subscription
-from anyio_sharedstream._policies import FAIL, Gap, Lossless, Lossy, OverflowPolicy
+from anyio_sharedstream._contract import check_buffer_size, check_subscriber, make_subscription
+from anyio_sharedstream._policies import FAIL, Gap, Lossless, Lossy, OverflowPolicy, Snapshot
 from anyio_sharedstream._registry import Registry
 from anyio_sharedstream._source import SharedSource, check_key
 from anyio_sharedstream._statistics import ManagerStatistics
@@ -70,6 +70,7 @@ class SharedStreamManager:
         where: Callable[[T], object] | None = ...,
         routes: Iterable[Hashable] | None = ...,
         gaps: Literal[False] = ...,
+        snapshot: Literal[False] = ...,
     ) -> Subscription[T]: ...
     @overload
     def subscribe(
@@ -82,7 +83,34 @@ class SharedStreamManager:
         where: Callable[[T], object] | None = ...,
         routes: Iterable[Hashable] | None = ...,
         gaps: Literal[True],
+        snapshot: Literal[False] = ...,
     ) -> Subscription[T | Gap]: ...
+    @overload
+    def subscribe(
+        self,
+        source: SharedSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossless = ...,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[False] = ...,
+        snapshot: Literal[True],
+    ) -> Subscription[T | Snapshot[Any]]: ...
+    @overload
+    def subscribe(
+        self,
+        source: SharedSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossless = ...,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[True],
+        snapshot: Literal[True],
+    ) -> Subscription[T | Gap | Snapshot[Any]]: ...
     @overload
     def subscribe(
         self,
@@ -94,6 +122,7 @@ class SharedStreamManager:
         where: Callable[[T], object] | None = ...,
         routes: Iterable[Hashable] | None = ...,
         gaps: Literal[False] = ...,
+        snapshot: Literal[False] = ...,
     ) -> LossySubscription[T]: ...
     @overload
     def subscribe(
@@ -106,7 +135,34 @@ class SharedStreamManager:
         where: Callable[[T], object] | None = ...,
         routes: Iterable[Hashable] | None = ...,
         gaps: Literal[True],
+        snapshot: Literal[False] = ...,
     ) -> LossySubscription[T | Gap]: ...
+    @overload
+    def subscribe(
+        self,
+        source: SharedSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossy,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[False] = ...,
+        snapshot: Literal[True],
+    ) -> LossySubscription[T | Snapshot[Any]]: ...
+    @overload
+    def subscribe(
+        self,
+        source: SharedSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossy,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[True],
+        snapshot: Literal[True],
+    ) -> LossySubscription[T | Gap | Snapshot[Any]]: ...
     def subscribe(
         self,
         source: SharedSource[Any],
@@ -117,6 +173,7 @@ class SharedStreamManager:
         where: Callable[[Any], object] | None = None,
         routes: Iterable[Hashable] | None = None,
         gaps: bool = False,
+        snapshot: bool = False,
     ) -> Subscription[Any] | LossySubscription[Any]:
         """Make a subscription, to be entered with ``async with``; entering registers it and opens the upstream if need be.
 
@@ -126,24 +183,20 @@ class SharedStreamManager:
         :param where: a predicate, called at publication: what it refuses takes no room and wakes nobody. What it raises fails
             this subscriber, after what is in its buffer. One that several subscribers share is called once per event
         :param routes: receive only events of these routes, as ``route_by`` of the source gives them; None for all events
-        :param gaps: give a `Gap` in the place of events that are missing
+        :param gaps: give a `Gap` in the place of events that are missing, and where the upstream was opened again
+        :param snapshot: give a `Snapshot` of the source's ``fold`` first of all, and wherever the subscriber has to begin anew
         :raises RuntimeError: the manager is not running: not entered yet, or left
         :raises TypeError: an argument is of the wrong kind: *source* no `SharedSource`, *subscriber_id* not hashable, and so on
         :raises ValueError: *max_buffer_size* is not a positive integer or `math.inf`, *routes* is empty, or the source has no
-            ``route_by`` for them
+            ``route_by`` for them, or no ``fold`` for a *snapshot*
         """
-        if not isinstance(source, SharedSource):
-            raise TypeError(f"source must be a SharedSource, not {source!r}; a @shared_source function must be called")
         self._registry.check_usable()
-        try:
-            hash(subscriber_id)
-        except TypeError as exc:
-            raise TypeError(f"subscriber_id must be hashable, and {subscriber_id!r} is not ({exc}); use a string") from None
-        if routes is not None and source.route_by is None:
-            raise ValueError(f"the source of {source.key!r} has no route_by, so routes={routes!r} means nothing")
+        check_subscriber(source, subscriber_id)
         bound = self._max_buffer_size if max_buffer_size is None else check_buffer_size(max_buffer_size)
         name = next(self._registry.ids) if subscriber_id is None else subscriber_id
-        stream: Any = make_subscription(name, bound, overflow, where, routes, gaps)
+        stream: Any = make_subscription(
+            source, name, bound, overflow=overflow, where=where, routes=routes, gaps=gaps, snapshot=snapshot
+        )
         stream._belong_to(self._registry, source, source.key)
         return stream  # type: ignore[no-any-return]
 
@@ -168,5 +221,8 @@ class SharedStreamManager:
         registry = self._registry
         return ManagerStatistics(
             groups=MappingProxyType({group.key: group.statistics() for group in list(registry.groups.values())}),
-            closing=tuple(group.statistics() for group in registry.all_closing()),
+            closing=(
+                *(group.statistics() for group in registry.all_closing()),
+                *(hung for group in list(registry.groups.values()) for hung in group.hung_statistics()),
+            ),
         )

@@ -6,9 +6,10 @@ from collections.abc import Generator
 from types import coroutine
 from typing import Any
 
+from trio import current_time
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
-__all__ = ["create_waiter", "suspend", "wake"]
+__all__ = ["create_waiter", "current_time", "suspend", "wake"]
 
 
 def create_waiter() -> Task:

@@ -1,15 +1,16 @@
 """What a subscriber may ask for when it falls behind, and how it is told of what it has missed.
 
-Relies on nothing. Policies are values without behaviour: what they mean is done by the mailbox that is made for them.
+Relies on nothing but the checks of `_lifecycle`. Policies are values without behaviour: what they mean is done by the mailbox
+that is made for them.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from anyio_sharedstream._lifecycle import check_function, check_seconds
 
 __all__ = [
     "FAIL",
@@ -24,7 +25,10 @@ __all__ = [
     "Lossless",
     "Lossy",
     "OverflowPolicy",
+    "Snapshot",
 ]
+
+S_co = TypeVar("S_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,7 @@ class Block:
     """seconds"""
 
     def __post_init__(self) -> None:
-        number = isinstance(self.up_to, int | float) and not isinstance(self.up_to, bool)
-        # No clock can add an integer to its time that is larger than any float.
-        if not number or not self.up_to > 0 or (isinstance(self.up_to, int) and self.up_to > sys.float_info.max):
-            raise ValueError(f"up_to must be a positive number of seconds or math.inf, not {self.up_to!r}")
+        check_seconds("up_to", self.up_to, infinite=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,9 @@ class Conflate:
     """makes one event of an unread one and a newer one; without it the newer one is kept, and the older counts as missed"""
 
     def __post_init__(self) -> None:
-        for name, function in (("by", self.by), ("merge", self.merge)):
-            absent = name == "merge" and function is None
-            if not absent and (not callable(function) or inspect.iscoroutinefunction(function)):
-                raise TypeError(f"{name} must be a function, not {function!r}")
+        check_function("by", self.by, "a function")
+        if self.merge is not None:
+            check_function("merge", self.merge, "a function")
 
 
 #: The default, once for all.
@@ -95,8 +95,8 @@ Lossless: TypeAlias = Fail | Block
 Lossy: TypeAlias = DropOldest | DropNewest | Latest | Conflate
 OverflowPolicy: TypeAlias = Lossless | Lossy
 
-GapCause = Literal["overflow"]
-"""Why events are missing: the subscriber was too slow for them."""
+GapCause = Literal["overflow", "restart"]
+"""Why events are missing: the subscriber was too slow for them, or the upstream failed and was opened again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,11 @@ class Gap:
     """how many; None where nobody can know"""
     cause: GapCause
     """why"""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Generic[S_co]):
+    """Stands where a subscriber that asked for ``snapshot=True`` begins, and where it goes on after it has missed something."""
+
+    state: S_co
+    """the state that the source's `Fold` has made of all events before; the very object, which is everybody's"""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import copy_context
 from types import AsyncGeneratorType
 from typing import Any
 
-from anyio import CancelScope, create_task_group, current_effective_deadline, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, current_effective_deadline, get_cancelled_exc_class, sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from anyio_sharedstream._buffer import TURN
+from anyio_sharedstream._epoch import Epoch
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._hold import Hold
 from anyio_sharedstream._source import iterate, open_source
@@ -27,65 +29,76 @@ __all__ = ["host"]
 
 async def host(group: Group) -> None:
     """Run a group from its start to its end, and raise nothing: a group's end is nobody else's."""
+    # Each poll task begins in the manager's context; the one before it may have changed its own.
+    context = copy_context()
     try:
         group.started()
         with suppress(get_cancelled_exc_class()), group.scope:
             async with create_task_group() as tasks:
-                tasks.start_soon(_poll, group)
+                group.reopen = lambda epoch, delay: context.copy().run(tasks.start_soon, _poll, group, epoch, delay)
+                tasks.start_soon(_poll, group, group.current, None)
     finally:
-        # Out here, for inside the task group a cancellation of its own looks like one of everything around it.
         try:
-            group.finish(surroundings_cancelled=current_effective_deadline() == -math.inf)
+            group.finish(surroundings_cancelled=_cancelled())
         finally:
             group.close()
 
 
-async def _poll(group: Group) -> None:
+def _cancelled() -> bool:
+    return current_effective_deadline() == -math.inf
+
+
+async def _poll(group: Group, epoch: Epoch, delay: float | None) -> None:
+    """One opening of the upstream, in a task of its own: the next one need not wait for one that does not close."""
     error: BaseException | None = None
-    try:
-        await _wait_for_earlier(group)
-        # Whoever subscribed may have left before this task first ran.
-        if not group.evicted:
-            group.advance("opening")
-            await _run_upstream(group)
-    except BaseException as exc:
-        # Nothing is raised from here: on asyncio a KeyboardInterrupt would leave the event loop by its shortest way out,
-        # and a stray cancellation would cancel every other group.
-        error = exc
-    group.upstream_closed(error)
+    with epoch.scope:
+        try:
+            await (_wait_for_others(group) if delay is None else sleep(delay))
+            # Whoever subscribed may have left before this task first ran.
+            if not epoch.over:
+                group.opening(epoch)
+            if not epoch.over:
+                await _run_upstream(group, epoch)
+        except BaseException as exc:
+            # Nothing is raised from here: on asyncio a KeyboardInterrupt would leave the event loop by its shortest way out,
+            # and a stray cancellation would cancel every other group.
+            error = exc
+    group.upstream_closed(epoch, error, cancelled=_cancelled())
     del error  # else it and this frame, which is in its traceback, keep each other alive
 
 
-async def _wait_for_earlier(group: Group) -> None:
+async def _wait_for_others(group: Group) -> None:
     # Not in `_poll`, whose frame a failure's traceback keeps: a local variable there would chain every failed group of the key
     # to the one before it.
     if group.earlier is not None:
-        await group.earlier.closed.wait()
+        await group.earlier.released.wait()
         group.earlier = None
+    if group.timers.cohort is not None:
+        await group.timers.cohort.wait()
 
 
-async def _run_upstream(group: Group) -> None:
+async def _run_upstream(group: Group, epoch: Epoch) -> None:
     opened = open_source(group.source)
     if isinstance(opened, AbstractAsyncContextManager):
         async with opened as iterable:
             # What a context manager gives it closes itself; only a generator may be left to whoever iterates over it.
-            await _iterate(group, iterable, isinstance(iterable, AsyncGeneratorType))
+            await _iterate(group, epoch, iterable, close=isinstance(iterable, AsyncGeneratorType), final=False)
     else:
-        await _iterate(group, opened, True)
+        await _iterate(group, epoch, opened, close=True, final=True)
 
 
-async def _iterate(group: Group, iterable: AsyncIterable[Any], close: bool) -> None:
+async def _iterate(group: Group, epoch: Epoch, iterable: AsyncIterable[Any], *, close: bool, final: bool) -> None:
     failure: BaseException | None = None
     iterator: AsyncIterator[Any] | None = None
     try:
         iterator = iterate(iterable, group.key)
-        group.advance("live")
-        await _drive(group, iterator)
+        group.live(epoch)
+        await _drive(group, epoch, iterator)
     except BaseException as exc:
         failure = exc
         raise
     finally:
-        group.iteration_ended(failure)
+        group.iteration_ended(epoch, failure, final=final)
         del failure  # it and this frame, which is in its traceback, would keep each other alive
         if iterator is not iterable:
             await _close(group, iterator)
@@ -103,14 +116,14 @@ async def _close(group: Group, opened: object) -> None:
         group.clean_up_failed(exc)
 
 
-async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
+async def _drive(group: Group, epoch: Epoch, iterator: AsyncIterator[Any]) -> None:
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
     interruption: BaseException | None = None
     publisher, hold = group.publisher, group.publisher.hold
     blocking = hold.blocking
     ready = 0
     while True:
-        told = interruption is not None and group.evicted
+        told = interruption is not None and epoch.over
         try:
             if interruption is not None and isinstance(iterator, AsyncGenerator):
                 step = Step(iterator.athrow(interruption), publisher.before_suspension)
@@ -124,17 +137,17 @@ async def _drive(group: Group, iterator: AsyncIterator[Any]) -> None:
         gathered = publisher.gather(event)
         ready = 1 if step.suspended else ready + 1
         interruption = None
-        if ready == TURN or group.evicted or (blocking and gathered >= hold.room()):
+        if ready == TURN or epoch.over or (blocking and gathered >= hold.room()):
             ready = 0
             publisher.flush()
-            interruption = await _pause(group, isinstance(iterator, AsyncGenerator))
+            interruption = await _pause(group, epoch, isinstance(iterator, AsyncGenerator))
             if interruption is not None and not isinstance(iterator, AsyncGenerator):
                 raise interruption  # it cannot be told, but what opened it can
-            if group.evicted and interruption is None:
+            if epoch.over and interruption is None:
                 return  # it cannot be told
 
 
-async def _pause(group: Group, interruptible: bool) -> BaseException | None:
+async def _pause(group: Group, epoch: Epoch, interruptible: bool) -> BaseException | None:
     """Give every other task its turn. What is raised meanwhile is returned, to be raised inside the iterator.
 
     The iterator rests at a yield, inside whatever scopes it holds there, and this may be one of theirs. So the exception belongs
@@ -144,10 +157,10 @@ async def _pause(group: Group, interruptible: bool) -> BaseException | None:
     """
     try:
         with CancelScope(shield=not interruptible):
-            if not group.evicted:
+            if not epoch.over:
                 await group.backend.let_woken_run()
         await _hold(group.publisher.hold)
-        if group.evicted and interruptible:
+        if epoch.over and interruptible:
             # It may have come in the half of that which cannot be cancelled.
             await checkpoint_if_cancelled()
     except BaseException as exc:

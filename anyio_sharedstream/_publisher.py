@@ -13,10 +13,11 @@ from anyio import get_cancelled_exc_class
 
 from anyio_sharedstream._audience import Audience, Failed
 from anyio_sharedstream._buffer import TURN
-from anyio_sharedstream._entries import Blocking
+from anyio_sharedstream._entries import Blocking, Entries
 from anyio_sharedstream._exceptions import SubscriberOverflow, Terminal, own_failure, without
+from anyio_sharedstream._history import History
 from anyio_sharedstream._hold import Hold
-from anyio_sharedstream._logging import Level
+from anyio_sharedstream._logging import Lines
 from anyio_sharedstream._mailbox import Mailbox
 from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._source import SharedSource
@@ -28,11 +29,10 @@ __all__ = ["Publisher"]
 class Owner(Protocol):
     """What a publisher knows of its group."""
 
+    lines: Lines
+
     def deserted(self) -> None:
         """Nobody is left to publish for."""
-
-    def log(self, level: Level, event: str, /, **values: object) -> None:
-        """Write a line about the group."""
 
     def abort(self, error: BaseException, /) -> None:
         """Stop the manager, which *error* then leaves."""
@@ -46,10 +46,18 @@ class Publisher:
         self.published = 0
         """how many events have been published"""
         self.hold = Hold(lambda late: self._fail([(mailbox, None) for mailbox in late]))
+        self.history = History(source.replay, source.replay_max_age, source.fold)
+        self.last_event_at: float | None = None
+        """when events were last published, in the event loop's seconds"""
+        self.unfit = False
+        """whether a function of the source's own has failed, which opening it again would not cure"""
         self._owner = owner
+        self._clock = backend.clock
         self._backend = backend
         self._audience = Audience(backend.wake)
         self._route_by = source.route_by
+        self._fold = source.fold
+        self._replay = source.replay
         self._gathered: list[Any] = []
         self._gathered_routes: list[Hashable] = []
         self._turns = 0
@@ -65,8 +73,6 @@ class Publisher:
 
     def add(self, mailbox: Mailbox[Any]) -> None:
         subscriber_id = mailbox._subscriber_id
-        if mailbox._routes is not None and self._route_by is None:
-            raise ValueError(f"the source of {self.key!r} has no route_by, so routes={set(mailbox._routes)!r} means nothing")
         if subscriber_id in self.members:
             raise RuntimeError(
                 f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
@@ -74,7 +80,21 @@ class Publisher:
         self._audience.add(mailbox)
         if isinstance(mailbox, Blocking):
             self.hold.add(mailbox)
+        if isinstance(mailbox, Entries) and mailbox._snapshot:
+            mailbox._history = self.history
         mailbox._register(self._backend)
+
+    def welcome(self, mailbox: Mailbox[Any]) -> None:
+        """Give a new subscriber what there was before it."""
+        if not self.history.running:
+            return
+        if isinstance(mailbox, Entries) and mailbox._snapshot:
+            mailbox._state_begins()
+        elif self._replay:
+            events, routes = self.history.latest(self._clock())
+            failed = self._audience.replay(mailbox, events, routes, self._turns)
+            if failed is not None:
+                self._fail([failed])
 
     def remove(self, mailbox: Mailbox[Any]) -> bool:
         """Unregister; false if it is not registered."""
@@ -93,16 +113,47 @@ class Publisher:
         for mailbox in members:
             mailbox._end(terminal)
 
+    def _marked(self) -> list[Entries[Any]]:
+        return [mailbox for mailbox in self.members.values() if isinstance(mailbox, Entries)]
+
+    # Openings of the upstream.
+
+    def begin_history(self) -> None:
+        """The upstream is being opened. Raises what the fold's ``initial`` raises."""
+        try:
+            self.history.begin()
+        except BaseException:
+            self.unfit = True
+            raise
+        if self._fold is not None:
+            for mailbox in self._marked():
+                mailbox._state_begins()
+
+    def interrupt(self) -> None:
+        """The upstream will be opened again: say so where that is wanted."""
+        for mailbox in self._marked():
+            mailbox._interrupted()
+
     # Publishing.
 
     def gather(self, event: Any) -> int:
-        """Take an event to publish; returns how many there are. Raises what ``route_by`` raises."""
-        if self._route_by is not None:
-            route = self._route_by(event)
-            self._audience.check_route(route)
-            self._gathered_routes.append(route)
+        """Take an event to publish; returns how many there are. Raises what ``route_by`` or a fold's ``step`` raises."""
+        if self._route_by is not None or self._fold is not None:
+            self._digest(event)
         self._gathered.append(event)
         return len(self._gathered)
+
+    def _digest(self, event: Any) -> None:
+        try:
+            if self._route_by is not None:
+                route = self._route_by(event)
+                self._audience.check_route(route)
+            self.history.step(event)
+            if self._route_by is not None:
+                self._gathered_routes.append(route)
+        except BaseException:
+            self.unfit = True
+            raise
 
     def flush(self, turn_ends: bool = True) -> bool:
         """Publish what was gathered; True if anything has been published in this turn, also earlier, for one who joined in it."""
@@ -117,12 +168,17 @@ class Publisher:
         self._gathered.clear()
         routes, self._gathered_routes = self._gathered_routes, []
         self.published += size
+        self.last_event_at = now = self._clock()
+        if self._replay:
+            self.history.remember(chunk, routes, now)
         failed = self._audience.publish(chunk, routes, turn, earlier)
         if failed:
             self._fail(failed)
+        lines = self._owner.lines
         while self._audience.missing:
             mailbox = self._audience.missing.pop()
-            self._owner.log("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
+            lines.add("warning", "subscriber misses events", subscriber=mailbox._subscriber_id, missed=mailbox._missed)
+            lines.write()
         return True
 
     def before_suspension(self) -> bool:
@@ -153,11 +209,13 @@ class Publisher:
             self._report(mailbox, error)
 
     def _report(self, mailbox: Mailbox[Any], error: BaseException | None) -> None:
-        subscriber = mailbox._subscriber_id
+        subscriber, lines = mailbox._subscriber_id, self._owner.lines
         if error is None:
-            self._owner.log("warning", "subscriber overflowed", subscriber=subscriber, bound=mailbox._max_buffer_size)
+            lines.add("warning", "subscriber overflowed", subscriber=subscriber, bound=mailbox._max_buffer_size)
+            lines.write()
             return
-        self._owner.log("error", "subscriber failed", subscriber=subscriber, exc_info=error)
+        lines.add("error", "subscriber failed", subscriber=subscriber, exc_info=error)
+        lines.write()
         failure = without(error, get_cancelled_exc_class())
         if failure is not None and not isinstance(failure, Exception):
             self._owner.abort(failure)

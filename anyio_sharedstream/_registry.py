@@ -15,6 +15,7 @@ from typing import Any
 from anyio.abc import TaskGroup
 from structlog.typing import BindableLogger
 
+from anyio_sharedstream._clock import Clock
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._leaving import leave
 from anyio_sharedstream._logging import Log
@@ -22,6 +23,7 @@ from anyio_sharedstream._parking import Backend, current_backend
 from anyio_sharedstream._poll import host
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._subscription import Receiver
+from anyio_sharedstream._upstream import Upstream
 
 __all__ = ["Registry"]
 
@@ -46,6 +48,7 @@ class Registry:
         self.groups: dict[Hashable, Group] = {}
         self.closing: dict[Hashable, dict[Group, None]] = {}
         self.ids = map(_GeneratedId, count(1))
+        self.clock = Clock(self._start_clock)
         self._tasks: TaskGroup | None = None
         self._context: Context
         self._backend: Backend
@@ -78,21 +81,25 @@ class Registry:
         if group is None:
             group = self._start(source, subscription)
         else:
-            group.join(subscription)
+            group.join(subscription, source)
         return group
 
     def _start(self, source: SharedSource[Any], first: Receiver[Any]) -> Group:
         assert self._tasks is not None
         name = f"shared stream {source.key!r}"  # first of all, for a key's repr is foreign code and may raise
         group = Group(source, self, self._backend, self._last_to_open(source.key))
-        group.join(first)
+        group.join(first, source)
         # In the manager's context: the first subscriber's (a request id, a trace) must not be the upstream's for life.
         # A copy, for a context can be entered only once, and a source may subscribe to another.
         self._context.copy().run(partial(self._tasks.start_soon, host, group, name=name))
         self.groups[source.key] = group
         return group
 
-    def _last_to_open(self, key: Hashable) -> Group | None:
+    def _start_clock(self) -> None:
+        assert self._tasks is not None
+        self._context.copy().run(partial(self._tasks.start_soon, self.clock.run, name="shared streams' clock"))
+
+    def _last_to_open(self, key: Hashable) -> Upstream | None:
         """The one group that the next of *key* waits for: it has waited for those before it, and a stillborn one never opens."""
         latest = next(reversed(self.closing.get(key, {})), None)
         return latest.earlier if latest is not None and latest.stillborn else latest
@@ -131,7 +138,7 @@ class Registry:
         for group in groups:
             group.stop()
         for group in groups:
-            await group.closed.wait()
+            await group.released.wait()
 
     async def close(self, body_error: BaseException | None) -> None:
         """Stop everything and wait for it; raise what `abort` was given."""

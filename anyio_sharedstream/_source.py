@@ -1,6 +1,6 @@
 """What to open, under which key: `SharedSource`, the `shared_source` decorator, and opening a source.
 
-Relies on nothing else in the package. A source is a value and holds no connection, so it may be made as often as convenient.
+Relies on `_lifecycle` for the policies. A source is a value and holds no connection, so it may be made as often as convenient.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from dataclasses import dataclass, fields
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
-__all__ = ["OpenedSource", "SharedSource", "check_key", "iterate", "open_source", "shared_source"]
+from anyio_sharedstream._lifecycle import Fold, OnExhausted, Restart, SourcePolicies, check_policies
+
+__all__ = ["OpenedSource", "SharedSource", "check_key", "check_same_policies", "iterate", "open_source", "shared_source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -25,8 +27,10 @@ OpenedSource = AsyncIterable[T] | AbstractAsyncContextManager[AsyncIterable[T]]
 class SharedSource(Generic[T_co]):
     """What to open, and under which key; subscribers whose keys compare equal share one upstream.
 
-    :raises ValueError: the key is None
-    :raises TypeError: the key is not hashable, or *open* cannot be called
+    The policies say how the upstream lives; sources of one key must agree in them. ``docs/lifecycle.md`` has the details.
+
+    :raises ValueError: the key is None, or a policy is out of range or makes no sense without another
+    :raises TypeError: the key is not hashable, *open* cannot be called, or a policy is of the wrong kind
     """
 
     key: Hashable
@@ -37,13 +41,54 @@ class SharedSource(Generic[T_co]):
     route_by: Callable[[T_co], Hashable] | None = None
     """Gives the route of an event, for subscribers that ask for some routes only. What it raises is a failure of the upstream,
     and so is a route that is not hashable."""
+    linger: float = 0.0
+    """For how many seconds the upstream outlives its last subscriber; who joins meanwhile adopts it. `math.inf` allowed. Neither
+    stopping nor leaving the manager waits for it."""
+    cohort_grace: float | None = None
+    """For how many seconds after the first subscriber the opening waits for others, that all may have every event."""
+    min_subscribers: int = 1
+    """How many subscribers the opening waits for, but no longer than ``cohort_grace`` if that is given."""
+    restart: Restart | None = None
+    """Whether a failed upstream is opened again, and when. Its subscribers stay, and those with ``gaps=True`` receive a `Gap`."""
+    on_exhausted: OnExhausted = "fail"
+    """What it means that the upstream returns: `PollTerminated` ("fail", which no restart follows), the end of the stream
+    ("end"), or a restart ("restart"), whatever the errors are after which ``restart`` asks for one."""
+    replay: int = 0
+    """How many of the latest events a joiner receives first, less those that its ``where`` and ``routes`` refuse."""
+    replay_max_age: float | None = None
+    """the age in seconds above which events are not replayed"""
+    fold: Fold | None = None
+    """The state to keep, for subscribers that ask for ``snapshot=True``."""
+    silence_timeout: float | None = None
+    """After how many seconds without an event, or without having opened, the upstream is closed and has failed with
+    `UpstreamSilent`. Time for which a `Block` holds it does not count."""
+    close_timeout: float | None = None
+    """For how many seconds the clean-up of the upstream is waited for, before the next one of the key may be opened beside it;
+    None for as long as it takes. Nothing is abandoned: leaving the manager waits all the same."""
 
     def __post_init__(self) -> None:
         check_key(self.key)
         if not callable(self.open):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
-        if self.route_by is not None and (not callable(self.route_by) or inspect.iscoroutinefunction(self.route_by)):
-            raise TypeError(f"route_by must be a function of an event, not {self.route_by!r}")
+        check_policies(_policies_of(self))
+
+
+def _policies_of(source: SharedSource[Any]) -> SourcePolicies:
+    return cast(SourcePolicies, {name: getattr(source, name) for name in _POLICIES})
+
+
+_POLICIES = [field.name for field in fields(SharedSource) if field.name not in ("key", "open")]
+
+
+def check_same_policies(one: SharedSource[Any], other: SharedSource[Any]) -> None:
+    """Raise `ValueError` if two sources of one key differ in more than what they open."""
+    for name in _POLICIES:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine is not theirs and mine != theirs:
+            raise ValueError(
+                f"{one.key!r} is open with {name}={mine!r}, so it cannot be subscribed to with {name}={theirs!r}: "
+                "all sources of one key must have the same policies; a function among them must be the same object"
+            )
 
 
 def check_key(key: Hashable) -> None:
@@ -76,10 +121,10 @@ def _name(function: Callable[..., Any]) -> str:
 def shared_source(function: Callable[P, OpenedSource[T]], /) -> Callable[P, SharedSource[T]]: ...
 @overload
 def shared_source(
-    *, route_by: Callable[[Any], Hashable] | None = None
+    **policies: Unpack[SourcePolicies],
 ) -> Callable[[Callable[P, OpenedSource[T]]], Callable[P, SharedSource[T]]]: ...
 def shared_source(
-    function: Callable[..., OpenedSource[Any]] | None = None, /, *, route_by: Callable[[Any], Hashable] | None = None
+    function: Callable[..., OpenedSource[Any]] | None = None, /, **policies: Unpack[SourcePolicies]
 ) -> Callable[..., Any]:
     """Turn an async generator function into a factory of sources; used as ``@shared_source`` or ``@shared_source(...)``.
 
@@ -88,14 +133,15 @@ def shared_source(
     `contextlib.asynccontextmanager` included; a method's key contains its instance. The factory raises `TypeError` for arguments
     that do not bind or are not hashable.
 
-    :param route_by: as of `SharedSource`
+    The policies are those of `SharedSource`, which checks them when the factory is called.
+
     :raises TypeError: *function* cannot be called, has no signature, or is a coroutine function or a plain generator function
     """
-    make: Callable[..., Any] = functools.partial(_factory, route_by=route_by)
+    make: Callable[..., Any] = functools.partial(_factory, policies=policies)
     return make if function is None else make(function)
 
 
-def _factory(function: Callable[P, OpenedSource[T]], *, route_by: Callable[[T], Hashable] | None) -> Callable[P, SharedSource[T]]:
+def _factory(function: Callable[P, OpenedSource[T]], policies: SourcePolicies) -> Callable[P, SharedSource[T]]:
     if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"shared_source decorates an async generator function (`async def` with `yield`), not {function!r}")
     try:
@@ -112,7 +158,7 @@ def _factory(function: Callable[P, OpenedSource[T]], *, route_by: Callable[[T], 
         bound.apply_defaults()
         arguments = tuple((name, _hashable(name, value, signature)) for name, value in bound.arguments.items())
         open_ = functools.partial(function, *bound.args, **bound.kwargs)
-        return SharedSource(key=_Call(function, arguments), open=open_, route_by=route_by)
+        return SharedSource(key=_Call(function, arguments), open=open_, **policies)
 
     return source
 

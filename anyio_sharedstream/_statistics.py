@@ -44,7 +44,18 @@ class GroupStatistics:
     key: Hashable
     """the key that the subscribers share"""
     state: GroupState
-    """"waiting" for the key's earlier upstream to close, "opening", "live" or "closing" """
+    """"waiting" for the key's earlier upstream to close or for a cohort, "opening", "live", "lingering" without subscribers,
+    "restarting" after a failure, or "closing" """
+    epoch: int
+    """how often the upstream has been opened"""
+    restarts: int
+    """how often it has failed and was, or will be, opened again"""
+    last_error: BaseException | None
+    """what ended it last, as a copy without traceback, cause and context"""
+    opened_at: float | None
+    """since when it has been open, in the event loop's seconds (`anyio.current_time`); None while it is not"""
+    last_event_at: float | None
+    """when it last yielded something, in the same seconds"""
     events_published: int
     """events published since the group started"""
     subscriptions: tuple[SubscriptionStatistics, ...]
@@ -58,4 +69,5 @@ class ManagerStatistics:
     groups: Mapping[Hashable, GroupStatistics]
     """the groups that accept subscribers, by key"""
     closing: tuple[GroupStatistics, ...]
-    """the groups on their way out; a key may have several, and a group in `groups` besides"""
+    """The groups on their way out, and what of those in `groups` takes longer than its ``close_timeout`` to close; a key may have
+    several, and a group in `groups` besides."""

@@ -26,7 +26,8 @@ T_co = TypeVar("T_co", covariant=True)
 class Host(Protocol):
     """What a subscription knows of its group."""
 
-    closed: Event
+    released: Event
+    epoch: int
 
     def leave(self, subscription: Receiver[Any], /) -> bool:
         """Unregister; True if nobody else is left and the upstream is on its way out."""
@@ -61,6 +62,11 @@ class Receiver(Mailbox[T_co]):
     def subscriber_id(self) -> Hashable:
         """The id given to `SharedStreamManager.subscribe`, or a generated one that equals no other."""
         return self._subscriber_id
+
+    @property
+    def epoch(self) -> int:
+        """How often the upstream has been opened, up to now or until this subscription has ended; 0 before the first time."""
+        return 0 if self._host is None else self._host.epoch
 
     def statistics(self) -> SubscriptionStatistics:
         """Return a snapshot of this subscriber's buffer."""
@@ -159,7 +165,7 @@ class Receiver(Mailbox[T_co]):
         """
         self.close()
         if self._last_of is not None:
-            await self._last_of.closed.wait()
+            await self._last_of.released.wait()
 
     async def __aenter__(self) -> Self:
         """Register without yielding to the event loop; from here on, nothing that is published is missed.

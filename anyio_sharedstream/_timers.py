@@ -1,0 +1,117 @@
+"""The times that a group keeps, as its source asks for: lingering, a cohort, silence, and closing for too long.
+
+Relies on `_clock`. A timer that comes up says so to the group, which decides; those that nobody asked for do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from anyio import Event
+
+from anyio_sharedstream._clock import Clock, Timer
+from anyio_sharedstream._epoch import Epoch
+from anyio_sharedstream._parking import Backend
+from anyio_sharedstream._publisher import Publisher
+from anyio_sharedstream._source import SharedSource
+
+__all__ = ["Timers"]
+
+
+class Owner(Protocol):
+    """What the timers know of their group."""
+
+    source: SharedSource[Any]
+    backend: Backend
+    publisher: Publisher
+    current: Epoch
+
+    def lingered(self) -> None:
+        """Nobody has come back in time."""
+
+    def silent(self, epoch: Epoch, /) -> None:
+        """Nothing has come for too long."""
+
+    def closing_late(self) -> None:
+        """The upstream has not closed in time."""
+
+
+class Timers:
+    """What a group waits for, apart from its upstream."""
+
+    def __init__(self, group: Owner, clock: Clock) -> None:
+        source = group.source
+        self._group = group
+        self._now = group.backend.clock
+        self._opening_at = 0.0
+        self._linger = _timer(clock, group.lingered, source.linger or None)
+        self._silence = _timer(clock, self._check_silence, source.silence_timeout)
+        self._closing = _timer(clock, group.closing_late, source.close_timeout)
+        self._grace: Timer | None = None
+        self.cohort: Event | None = None
+        """set when enough subscribers are there, or have been waited for; None if nobody asked for that"""
+        if source.cohort_grace is not None or source.min_subscribers > 1:
+            self.cohort = Event()
+            self._grace = _timer(clock, self.cohort.set, source.cohort_grace)
+            if self._grace is not None and source.cohort_grace is not None:
+                self._grace.start_at(self._now() + source.cohort_grace)
+
+    def joined(self, subscribers: int) -> None:
+        if self._linger is not None:
+            self._linger.stop()
+        wanted = self._group.source.min_subscribers
+        if self.cohort is not None and subscribers >= wanted > 1:
+            self.cohort.set()
+            if self._grace is not None:
+                self._grace.stop()
+
+    def deserted(self) -> None:
+        """The upstream outlives its subscribers for a while, from now on."""
+        if self._linger is not None:
+            self._linger.start_at(self._now() + self._group.source.linger)
+
+    def opening(self) -> None:
+        self._opening_at = self._now()
+        self._watch()
+
+    def closing(self, epoch: Epoch) -> None:
+        """Nothing is expected of the upstream any more but that it closes."""
+        for timer in (self._linger, self._silence, self._grace):
+            if timer is not None:
+                timer.stop()
+        timeout = self._group.source.close_timeout
+        if self._closing is None or timeout is None or self._closing.deadline is not None:
+            return
+        if epoch.opened and not epoch.left and not epoch.settled:
+            self._closing.start_at(self._now() + timeout)
+
+    def closed(self) -> None:
+        """The upstream has closed, or nobody waits for that any more."""
+        if self._closing is not None:
+            self._closing.stop()
+
+    def close(self) -> None:
+        for timer in (self._linger, self._silence, self._closing, self._grace):
+            if timer is not None:
+                timer.close()
+
+    def _watch(self) -> None:
+        timeout = self._group.source.silence_timeout
+        if self._silence is not None and timeout is not None:
+            publisher = self._group.publisher
+            self._silence.start_at(max(self._opening_at, publisher.last_event_at or 0.0, publisher.hold.ended_at) + timeout)
+
+    def _check_silence(self) -> None:
+        """Look at the time of the latest event. Moving the deadline at every event instead would cost something at every one."""
+        assert self._silence is not None
+        if self._group.publisher.hold.active:
+            self._opening_at = self._now()  # it is we who have it wait; that ends at the earliest now
+        self._watch()
+        if self._silence.deadline is not None and self._silence.deadline <= self._now():
+            self._silence.stop()
+            self._group.silent(self._group.current)
+
+
+def _timer(clock: Clock, callback: Callable[[], object], seconds: float | None) -> Timer | None:
+    return None if seconds is None else Timer(clock, callback)
