@@ -36,6 +36,10 @@ class Feed:
     def source(self) -> SharedSource[Any]:
         return SharedSource(key=self.key, open=self._play)
 
+    def asking_for(self, **policies: Any) -> SharedSource[Any]:
+        """The source, with policies."""
+        return SharedSource(key=self.key, open=self._play, **policies)
+
     def emit(self, *events: Any) -> None:
         self._events += events
         self._news.set()
