@@ -66,9 +66,10 @@ def make_subscription(
     """Make what `SharedStreamManager.subscribe` describes; raises as that says."""
     if where is not None:
         check_function("where", where, "a function of an event")
-    for name, value in (("gaps", gaps), ("snapshot", snapshot)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if not isinstance(gaps, bool):
+        raise TypeError(f"gaps must be True or False, not {gaps!r}")
+    if not isinstance(snapshot, bool):
+        raise TypeError(f"snapshot must be True or False, not {snapshot!r}")
     if routes is not None and source.route_by is None:
         raise ValueError(f"the source of {source.key!r} has no route_by, so routes={routes!r} means nothing")
     if snapshot and source.fold is None:

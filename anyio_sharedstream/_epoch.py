@@ -19,9 +19,10 @@ __all__ = ["Epoch"]
 class Epoch:
     """What the poll task and the group know of one opening."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, scope: CancelScope | None) -> None:
         self.number = number
-        self.scope = CancelScope()
+        self.scope = scope
+        """what silence cancels, if it is watched for"""
         self.opened = False
         """whether ``open`` has been called"""
         self.live_at: float | None = None
@@ -58,7 +59,8 @@ class Epoch:
         """Nothing has come for too long: whatever it says from now on is clean-up."""
         self.over = self.silent = self._concluded = True
         self.reason = error
-        self.scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
     def end(self, error: BaseException | None) -> None:
         """What is wrong with it is *error*, or nothing if that is None."""

@@ -29,11 +29,12 @@ class Group(Upstream):
         if source is not self.source:
             check_same_policies(self.source, source)
         self.publisher.add(mailbox)
-        if self.state in _LINGERING:
-            self._go(Move.ADOPT)
-        self.timers.joined(len(self.publisher.members))
-        self.publisher.welcome(mailbox)
-        self.lines.write()
+        if not self.source._plain:
+            if self.state in _LINGERING:
+                self._go(Move.ADOPT)
+            self.timers.joined(len(self.publisher.members))
+            self.publisher.welcome(mailbox)
+            self.lines.write()
 
     def leave(self, mailbox: Mailbox[Any]) -> bool:
         """Unregister; True if that leaves nobody, and the upstream is on its way out."""

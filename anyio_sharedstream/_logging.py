@@ -32,12 +32,13 @@ class Log:
         self._given = given
         self._on_fatal = on_fatal
 
+    def wants(self, level: Level) -> bool:
+        """False if it is certain that nobody reads such a line: making one costs more than much of what a group does."""
+        return self._given is not None or structlog.is_configured() or _standard_logger.isEnabledFor(_LEVELS[level])
+
     def write(self, level: Level, event: str, **values: object) -> None:
         try:
-            logger = self._logger()
-            # Asked here too, for making a line that nobody reads costs more than all else that a group does when it starts.
-            if logger is not _standard or _standard_logger.isEnabledFor(_LEVELS[level]):
-                getattr(logger, level)(event, **values)
+            getattr(self._logger(), level)(event, **values)
         except Exception:
             # Said once more elsewhere; and if that is what failed, there is nobody left to tell.
             with suppress(Exception):
@@ -64,7 +65,8 @@ class Lines:
         self._unwritten: list[tuple[Level, str, dict[str, object]]] = []
 
     def add(self, level: Level, event: str, **values: object) -> None:
-        self._unwritten.append((level, event, values))
+        if self._log.wants(level):
+            self._unwritten.append((level, event, values))
 
     def write(self) -> None:
         while self._unwritten:

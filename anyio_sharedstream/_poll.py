@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from contextvars import copy_context
 from types import AsyncGeneratorType
 from typing import Any
@@ -32,7 +32,8 @@ async def host(group: Group) -> None:
     # Each poll task begins in the manager's context; the one before it may have changed its own.
     context = copy_context()
     try:
-        group.started()
+        group.lines.add("info", "group started")
+        group.lines.write()
         with suppress(get_cancelled_exc_class()), group.scope:
             async with create_task_group() as tasks:
                 group.reopen = lambda epoch, delay: context.copy().run(tasks.start_soon, _poll, group, epoch, delay)
@@ -51,7 +52,7 @@ def _cancelled() -> bool:
 async def _poll(group: Group, epoch: Epoch, delay: float | None) -> None:
     """One opening of the upstream, in a task of its own: the next one need not wait for one that does not close."""
     error: BaseException | None = None
-    with epoch.scope:
+    with epoch.scope or nullcontext():
         try:
             await (_wait_for_others(group) if delay is None else sleep(delay))
             # Whoever subscribed may have left before this task first ran.

@@ -55,6 +55,8 @@ class Publisher:
         self._clock = backend.clock
         self._backend = backend
         self._audience = Audience(backend.wake)
+        self.members = self._audience.members
+        """the registered subscribers, by id"""
         self._route_by = source.route_by
         self._fold = source.fold
         self._replay = source.replay
@@ -66,11 +68,6 @@ class Publisher:
 
     # Subscribers.
 
-    @property
-    def members(self) -> dict[Hashable, Mailbox[Any]]:
-        """The registered subscribers, by id."""
-        return self._audience.members
-
     def add(self, mailbox: Mailbox[Any]) -> None:
         subscriber_id = mailbox._subscriber_id
         if subscriber_id in self.members:
@@ -78,10 +75,11 @@ class Publisher:
                 f"{self.key!r} already has a subscriber with the id {subscriber_id!r}: choose another, or none to have one made"
             )
         self._audience.add(mailbox)
-        if isinstance(mailbox, Blocking):
-            self.hold.add(mailbox)
-        if isinstance(mailbox, Entries) and mailbox._snapshot:
-            mailbox._history = self.history
+        if isinstance(mailbox, Entries):
+            if isinstance(mailbox, Blocking):
+                self.hold.add(mailbox)
+            if mailbox._snapshot:
+                mailbox._history = self.history
         mailbox._register(self._backend)
 
     def welcome(self, mailbox: Mailbox[Any]) -> None:

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from anyio_sharedstream._lifecycle import Fold, OnExhausted, Restart, SourcePolicies, check_policies
@@ -65,19 +65,20 @@ class SharedSource(Generic[T_co]):
     close_timeout: float | None = None
     """For how many seconds the clean-up of the upstream is waited for, before the next one of the key may be opened beside it;
     None for as long as it takes. Nothing is abandoned: leaving the manager waits all the same."""
+    _plain: bool = field(init=False, repr=False, compare=False)  # whether it has no policies at all
 
     def __post_init__(self) -> None:
         check_key(self.key)
         if not callable(self.open):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
-        check_policies(_policies_of(self))
+        policies = {name: getattr(self, name) for name, default in _POLICIES.items() if getattr(self, name) is not default}
+        if policies:
+            check_policies(cast(SourcePolicies, {**_POLICIES, **policies}))
+        object.__setattr__(self, "_plain", not policies)
 
 
-def _policies_of(source: SharedSource[Any]) -> SourcePolicies:
-    return cast(SourcePolicies, {name: getattr(source, name) for name in _POLICIES})
-
-
-_POLICIES = [field.name for field in fields(SharedSource) if field.name not in ("key", "open")]
+#: The policies, with their defaults.
+_POLICIES = {each.name: each.default for each in fields(SharedSource) if each.name not in ("key", "open", "_plain")}
 
 
 def check_same_policies(one: SharedSource[Any], other: SharedSource[Any]) -> None:
@@ -133,9 +134,11 @@ def shared_source(
     `contextlib.asynccontextmanager` included; a method's key contains its instance. The factory raises `TypeError` for arguments
     that do not bind or are not hashable.
 
-    The policies are those of `SharedSource`, which checks them when the factory is called.
+    The policies are those of `SharedSource`.
 
-    :raises TypeError: *function* cannot be called, has no signature, or is a coroutine function or a plain generator function
+    :raises TypeError: *function* cannot be called, has no signature, or is a coroutine function or a plain generator function; or
+        a policy is of the wrong kind
+    :raises ValueError: a policy is out of range, or makes no sense without another
     """
     make: Callable[..., Any] = functools.partial(_factory, policies=policies)
     return make if function is None else make(function)
@@ -148,6 +151,8 @@ def _factory(function: Callable[P, OpenedSource[T]], policies: SourcePolicies) -
         signature = inspect.signature(function)
     except ValueError as exc:
         raise TypeError(f"shared_source cannot tell the parameters of {function!r} ({exc}); wrap it in a function") from None
+
+    SharedSource(key=function, open=function, **policies)  # what is wrong with the policies is said now
 
     @functools.wraps(function)
     def source(*args: P.args, **kwargs: P.kwargs) -> SharedSource[T]:

@@ -6,14 +6,14 @@ mistake. ``docs/lifecycle.md`` has the picture.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 from anyio_sharedstream._statistics import GroupState
 
 __all__ = ["TRANSITIONS", "Move", "State"]
 
 
-class State(Enum):
+class State(StrEnum):
     """What a group does at the moment; its name in the statistics is `State.public`."""
 
     WAITING = auto()
@@ -50,7 +50,7 @@ _PUBLIC: dict[State, GroupState] = {
 }
 
 
-class Move(Enum):
+class Move(StrEnum):
     """What can happen to a group."""
 
     OPEN = auto()

@@ -16,7 +16,7 @@ from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._publisher import Publisher
 from anyio_sharedstream._source import SharedSource
 
-__all__ = ["Timers"]
+__all__ = ["make_timers"]
 
 
 class Owner(Protocol):
@@ -37,7 +37,32 @@ class Owner(Protocol):
         """The upstream has not closed in time."""
 
 
-class Timers:
+class NoTimers:
+    """Those of a group that keeps no times."""
+
+    cohort: Event | None = None
+    """set when enough subscribers are there, or have been waited for; None if nobody asked for that"""
+
+    def joined(self, subscribers: int) -> None:
+        """Somebody has come, and so many are there now."""
+
+    def deserted(self) -> None:
+        """The upstream outlives its subscribers for a while, from now on."""
+
+    def opening(self) -> None:
+        """Silence counts from now on."""
+
+    def closing(self, epoch: Epoch) -> None:
+        """Nothing is expected of the upstream any more but that it closes."""
+
+    def closed(self) -> None:
+        """The upstream has closed, or nobody waits for that any more."""
+
+    def close(self) -> None:
+        """There are no times to keep any more."""
+
+
+class Timers(NoTimers):
     """What a group waits for, apart from its upstream."""
 
     def __init__(self, group: Owner, clock: Clock) -> None:
@@ -49,8 +74,6 @@ class Timers:
         self._silence = _timer(clock, self._check_silence, source.silence_timeout)
         self._closing = _timer(clock, group.closing_late, source.close_timeout)
         self._grace: Timer | None = None
-        self.cohort: Event | None = None
-        """set when enough subscribers are there, or have been waited for; None if nobody asked for that"""
         if source.cohort_grace is not None or source.min_subscribers > 1:
             self.cohort = Event()
             self._grace = _timer(clock, self.cohort.set, source.cohort_grace)
@@ -67,7 +90,6 @@ class Timers:
                 self._grace.stop()
 
     def deserted(self) -> None:
-        """The upstream outlives its subscribers for a while, from now on."""
         if self._linger is not None:
             self._linger.start_at(self._now() + self._group.source.linger)
 
@@ -76,7 +98,6 @@ class Timers:
         self._watch()
 
     def closing(self, epoch: Epoch) -> None:
-        """Nothing is expected of the upstream any more but that it closes."""
         for timer in (self._linger, self._silence, self._grace):
             if timer is not None:
                 timer.stop()
@@ -87,7 +108,6 @@ class Timers:
             self._closing.start_at(self._now() + timeout)
 
     def closed(self) -> None:
-        """The upstream has closed, or nobody waits for that any more."""
         if self._closing is not None:
             self._closing.stop()
 
@@ -115,3 +135,14 @@ class Timers:
 
 def _timer(clock: Clock, callback: Callable[[], object], seconds: float | None) -> Timer | None:
     return None if seconds is None else Timer(clock, callback)
+
+
+_NONE = NoTimers()
+
+
+def make_timers(group: Owner, clock: Clock) -> NoTimers:
+    """Make what the group's source asks for; most ask for nothing."""
+    source = group.source
+    asked = source.linger or source.min_subscribers > 1
+    times = (source.cohort_grace, source.silence_timeout, source.close_timeout)
+    return Timers(group, clock) if asked or any(time is not None for time in times) else _NONE

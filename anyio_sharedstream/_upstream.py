@@ -3,10 +3,9 @@
 Relies on `_states` for which states there are and what may follow which, on `_publisher` for the subscribers and what they are
 sent, and on `_epoch` for what became of an opening. The poll task (`_poll`) drives the upstream and calls in here; so do timers.
 
-*Closing* and *evicted* are the same moment: the key is free, and the next subscriber of the key starts a group of its own, which
-waits until this one has closed. Three things evict: a stop, the last subscriber gone (unless the upstream lingers), an end that
-no restart follows. The first two are requests, and also cancel the group's scope; after the third, subscribers stay until the
-upstream has closed, for what they are told is what finally leaves it.
+*Closing* and *evicted* are the same moment: the key is free, and its next subscriber starts another group, which waits until this
+one has closed. Three things evict: a stop, the last subscriber gone (unless the upstream lingers), an end that no restart follows.
+The first two are requests, and cancel the group's scope; after the third, subscribers stay until the upstream has closed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from anyio_sharedstream._publisher import Publisher
 from anyio_sharedstream._restarts import Restarts
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._states import TRANSITIONS, Move, State
-from anyio_sharedstream._timers import Timers
+from anyio_sharedstream._timers import make_timers
 
 __all__ = ["RUNNING", "Owner", "Upstream"]
 
@@ -73,29 +72,28 @@ class Upstream(ABC):
         self.evicted = False
         self.scope = CancelScope()
         self.released = Event()
-        """nobody waits for this group any more: its upstream has closed, or has taken too long for that"""
+        """its upstream has closed, or has taken too long for that"""
         self.lines = Lines(owner.log, self.key)
         self.publisher = Publisher(source, self, backend)
-        self.current = Epoch(1)
+        self.current = self._next_epoch(1)
         self.hung: list[Epoch] = []
         """earlier openings that have yet to close, though another followed"""
         self.epoch = 0
         """how often the upstream has been opened"""
         self.reopen: Callable[[Epoch, float], object] | None = None
-        """starts a poll task for another opening after so many seconds; there is none before the first has started"""
+        """starts a poll task for another opening, after so many seconds"""
         self._owner = owner
         self._restarts = None if source.restart is None else Restarts(source.restart, source.on_exhausted)
         self._restarted = 0
         self._last_error: BaseException | None = None
         self._left_with: BaseException | None = None  # what left the upstream, until that has been dealt with
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
-        self.timers = Timers(self, owner.clock)
+        self.timers = make_timers(self, owner.clock)
+
+    def _next_epoch(self, number: int) -> Epoch:
+        return Epoch(number, None if self.source.silence_timeout is None else CancelScope())
 
     # Opening.
-
-    def started(self) -> None:
-        self.lines.add("info", "group started")
-        self.lines.write()
 
     def opening(self, epoch: Epoch) -> None:
         """The upstream is about to be opened; says so first to those who may have a say in that."""
@@ -247,7 +245,7 @@ class Upstream(ABC):
         self._restarted += 1
         self.publisher.interrupt()
         self._poll_failed(epoch, "warning", restart_in=delay)
-        self.current = Epoch(epoch.number + 1)
+        self.current = self._next_epoch(epoch.number + 1)
         self.reopen(self.current, delay)
 
     def _conclude(self, epoch: Epoch) -> None:
@@ -281,7 +279,7 @@ class Upstream(ABC):
         self.lines.write()
 
     def close(self) -> None:
-        """Nothing of the group runs any more: later groups of the key may open."""
+        """Nothing of the group runs any more: later groups of the key may open, if they have not yet."""
         self.timers.close()
         self.released.set()
         self._owner.closed(self)
