@@ -135,10 +135,18 @@ class Terminal:
 def bare(exception: BaseException) -> BaseException:
     """A copy for looking at: without traceback, cause and context, and so without all that these keep alive."""
     twin = private_copy(exception)
-    if twin is not exception:
-        for name in ("__cause__", "__context__", "__traceback__"):
-            _set(twin, name, None)
+    _strip(twin, exception)
     return twin
+
+
+def _strip(twin: BaseException, original: BaseException) -> None:
+    if twin is original:
+        return  # it could not be copied, and is others' as well
+    for name in ("__cause__", "__context__", "__traceback__"):
+        _set(twin, name, None)
+    if isinstance(twin, BaseExceptionGroup) and isinstance(original, BaseExceptionGroup):
+        for copied, member in zip(twin.exceptions, original.exceptions, strict=True):
+            _strip(copied, member)
 
 
 def consists_of(exception: BaseException | None, *kinds: type[BaseException]) -> bool:

@@ -77,17 +77,22 @@ class Timers(NoTimers):
         if source.cohort_grace is not None or source.min_subscribers > 1:
             self.cohort = Event()
             self._grace = _timer(clock, self.cohort.set, source.cohort_grace)
-            if self._grace is not None and source.cohort_grace is not None:
-                self._grace.start_at(self._now() + source.cohort_grace)
 
     def joined(self, subscribers: int) -> None:
         if self._linger is not None:
             self._linger.stop()
-        wanted = self._group.source.min_subscribers
-        if self.cohort is not None and subscribers >= wanted > 1:
+        if self.cohort is not None and not self.cohort.is_set():
+            self._gather(subscribers)
+
+    def _gather(self, subscribers: int) -> None:
+        assert self.cohort is not None
+        grace, wanted = self._group.source.cohort_grace, self._group.source.min_subscribers
+        if subscribers >= wanted > 1:
             self.cohort.set()
             if self._grace is not None:
                 self._grace.stop()
+        elif self._grace is not None and grace is not None and self._grace.deadline is None:
+            self._grace.start_at(self._now() + grace)
 
     def deserted(self) -> None:
         if self._linger is not None:

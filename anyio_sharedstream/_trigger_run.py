@@ -100,7 +100,9 @@ class Run:
             self._iterate = trigger.run
             return
         filter_shared_stream = trigger.filter_shared_stream
-        source = SharedSource(key=key, open=partial(type(trigger).open_shared_stream, trigger.serialize()[1]))
+        policies: dict[str, Any] = getattr(trigger, "shared_stream_policies", dict)()
+        open_ = partial(type(trigger).open_shared_stream, trigger.serialize()[1])
+        source: SharedSource[Any] = SharedSource(key=key, open=open_, **policies)
         # The policy decides the class of the stream, and this runner cannot know it.
         options: dict[str, Any] = getattr(trigger, "subscription_options", dict)()
         stream: Any = manager.subscribe(source, subscriber_id=self, **options)

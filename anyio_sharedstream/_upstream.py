@@ -4,8 +4,8 @@ Relies on `_states` for which states there are and what may follow which, on `_p
 sent, and on `_epoch` for what became of an opening. The poll task (`_poll`) drives the upstream and calls in here; so do timers.
 
 *Closing* and *evicted* are the same moment: the key is free, and its next subscriber starts another group, which waits until this
-one has closed. Three things evict: a stop, the last subscriber gone (unless the upstream lingers), an end that no restart follows.
-The first two are requests, and cancel the group's scope; after the third, subscribers stay until the upstream has closed.
+one has closed. Three things evict: a stop, the last subscriber gone (if nothing lingers), an end that no restart follows. The
+first two are requests, and cancel the group's scope; after the third, subscribers stay until the upstream has closed.
 """
 
 from __future__ import annotations

@@ -80,9 +80,13 @@ class BaseEventTrigger(ABC):
     def subscription_options(self) -> dict[str, Any]:
         """Return what this trigger asks of the shared stream: keyword arguments of `SharedStreamManager.subscribe`.
 
-        ``overflow``, ``max_buffer_size``, ``where`` and ``gaps``, by default none of them. With ``where``, events that it refuses
+        ``overflow``, ``max_buffer_size``, ``where`` and so on, by default none of them. With ``where``, events that it refuses
         never reach `filter_shared_stream`.
         """
+        return {}
+
+    def shared_stream_policies(self) -> dict[str, Any]:
+        """Return how the shared stream lives, the same for all triggers of a key: policies of `SharedSource`, by default none."""
         return {}
 
     def run(self) -> AsyncIterator[TriggerEvent]:

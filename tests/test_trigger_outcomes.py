@@ -12,7 +12,7 @@ import pytest
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import DropOldest, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import DropOldest, Restart, SharedStreamManager, SubscriberOverflow
 from anyio_sharedstream.triggers import (
     TriggerEvent,
     TriggerFinished,
@@ -309,3 +309,20 @@ async def test_a_trigger_may_state_its_policy_and_its_filter() -> None:
         outcomes = await take(runner, 5)
         assert [outcome for outcome in outcomes if outcome.trigger_id == "odd"] == fired("odd", 1, 3)
         assert [outcome for outcome in outcomes if outcome.trigger_id == "all"] == fired("all", 1, 2, 3)
+
+
+class Persistent(Shared):
+    def shared_stream_policies(self) -> dict[str, Any]:
+        return {"restart": Restart(initial_delay=0)}
+
+
+async def test_a_trigger_may_state_how_its_stream_lives() -> None:
+    feed = Feed()
+    async with TriggerRunner() as runner:
+        runner.start("a", Persistent(feed))
+        feed.emit(1)
+        feed.fail(ConnectionError("lost"))
+        assert await take(runner, 1) == fired("a", 1)
+        await until(lambda: feed.opened == 2)
+        feed.emit(2)
+        assert await take(runner, 1) == fired("a", 2)
