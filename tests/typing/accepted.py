@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import NamedTuple, assert_type
+from typing import Any, NamedTuple, assert_type
 
 from anyio.abc import ObjectReceiveStream, UnreliableObjectReceiveStream
 
@@ -18,11 +18,14 @@ from anyio_sharedstream import (
     DropNewest,
     DropOldest,
     Fail,
+    Fold,
     Gap,
     Latest,
     LossySubscription,
+    Restart,
     SharedSource,
     SharedStreamManager,
+    Snapshot,
     Subscription,
     shared_source,
 )
@@ -45,7 +48,13 @@ async def trades() -> AsyncGenerator[Trade, None]:
     yield Trade("BTC", 1.0)
 
 
+def newest(prices: dict[str, float], trade: Trade) -> dict[str, float]:
+    return {**prices, trade.symbol: trade.price}
+
+
 Event = Trade | Gap
+FOLD = Fold({}, newest)
+FOLDED = SharedSource(key="trades", open=trades, fold=FOLD)
 SOURCE = SharedSource(key="trades", open=trades)
 ROUTED = SharedSource(key="trades", open=trades, route_by=symbol)
 
@@ -128,6 +137,34 @@ def gaps_show_in_the_events(manager: SharedStreamManager) -> None:
     assert_type(manager.subscribe(SOURCE, overflow=DropNewest(), gaps=True), LossySubscription[Event])
     assert_type(manager.subscribe(SOURCE, overflow=Latest(), gaps=True), LossySubscription[Event])
     assert_type(manager.subscribe(SOURCE, overflow=Conflate(symbol), gaps=True), LossySubscription[Event])
+
+
+def snapshots_show_in_the_events(manager: SharedStreamManager) -> None:
+    assert_type(manager.subscribe(FOLDED, snapshot=True), Subscription[Trade | Snapshot[Any]])
+    assert_type(manager.subscribe(FOLDED, snapshot=False), Subscription[Trade])
+    assert_type(manager.subscribe(FOLDED, snapshot=True, gaps=True), Subscription[Event | Snapshot[Any]])
+    assert_type(manager.subscribe(FOLDED, overflow=Block(1), snapshot=True), Subscription[Trade | Snapshot[Any]])
+    assert_type(manager.subscribe(FOLDED, overflow=Latest(), snapshot=True), LossySubscription[Trade | Snapshot[Any]])
+    assert_type(manager.subscribe(FOLDED, overflow=Latest(), gaps=True, snapshot=True), LossySubscription[Event | Snapshot[Any]])
+
+
+@shared_source(
+    linger=30, cohort_grace=0.5, min_subscribers=2, restart=Restart(on=(OSError, TimeoutError)), on_exhausted="restart"
+)
+async def long_lived(symbol: str) -> AsyncGenerator[Trade, None]:
+    yield Trade(symbol, 1.0)
+
+
+@shared_source(replay=10, replay_max_age=60, fold=FOLD, silence_timeout=30, close_timeout=5, on_exhausted="end", restart=None)
+async def remembered(symbol: str) -> AsyncGenerator[Trade, None]:
+    yield Trade(symbol, 1.0)
+
+
+def policies_of_a_source_change_nothing_about_its_events() -> None:
+    assert_type(long_lived("BTC"), SharedSource[Trade])
+    assert_type(remembered("BTC"), SharedSource[Trade])
+    assert_type(FOLDED, SharedSource[Trade])
+    Restart(on=lambda error: "again" in str(error), max_restarts=None, within=math.inf)
 
 
 def a_policy_that_is_decided_later_gives_either(manager: SharedStreamManager, overflow: Fail | Latest) -> None:

@@ -18,9 +18,11 @@ from anyio_sharedstream import (
     Conflate,
     DropNewest,
     DropOldest,
+    Fold,
     Gap,
     Latest,
     LossySubscription,
+    Restart,
     SharedSource,
     SharedStreamManager,
     Subscription,
@@ -129,3 +131,18 @@ async def by_what_is_not_hashable() -> AsyncGenerator[Trade, None]:
 @shared_source(symbol)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 async def not_by_keyword() -> AsyncGenerator[Trade, None]:
     yield Trade("BTC", 1.0)
+
+
+def policies_of_a_source_are_of_their_kind() -> None:
+    shared_source(lingers=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    shared_source(linger="long")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    shared_source(on_exhausted="stop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    SharedSource(key="trades", open=trades, restart=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SharedSource(key="trades", open=trades, fold={})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Restart(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Restart(on="errors")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Fold(0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def snapshots_are_asked_for_by_true_or_false(manager: SharedStreamManager) -> None:
+    manager.subscribe(SOURCE, snapshot=None)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
