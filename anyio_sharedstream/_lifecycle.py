@@ -51,14 +51,17 @@ class Restart:
         check_seconds("within", self.within, infinite=True)
         if self.initial_delay > self.max_delay:
             raise ValueError(f"initial_delay={self.initial_delay!r} must not be longer than max_delay={self.max_delay!r}")
-        if not _is_number(self.factor) or not 1 <= self.factor < math.inf:
+        if not _is_number(self.factor) or not 1 <= self.factor <= sys.float_info.max:
             raise ValueError(f"factor must be a number of at least 1, not {self.factor!r}")
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter must be a number between 0 and 1, not {self.jitter!r}")
         if self.max_restarts is not None:
             check_count("max_restarts", self.max_restarts, least=0)
         if not _are_exceptions(self.on):
-            check_function("on", self.on, "an exception type, a tuple of them, or a function of an exception")
+            wanted = "an exception type, a tuple of them, or a function of an exception"
+            if isinstance(self.on, type):
+                raise TypeError(f"on must be {wanted}, not {self.on!r}")
+            check_function("on", self.on, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Fold:
 
     def __post_init__(self) -> None:
         check_function("step", self.step, "a function of a state and an event")
-        if inspect.iscoroutinefunction(self.initial):
+        if must_be_awaited(self.initial):
             raise TypeError(f"initial must be a state or a function that returns one, not {self.initial!r}")
 
 
@@ -104,7 +107,7 @@ def check_policies(policies: SourcePolicies) -> None:
         check_function("route_by", policies["route_by"], "a function of an event")
     check_seconds("linger", policies["linger"], zero=True, infinite=True)
     check_count("min_subscribers", policies["min_subscribers"], least=1)
-    check_count("replay", policies["replay"], least=0)
+    check_count("replay", policies["replay"], least=0, most=sys.maxsize)
     for name, zero in (("cohort_grace", True), ("close_timeout", True), ("replay_max_age", False), ("silence_timeout", False)):
         if policies[name] is not None:  # type: ignore[literal-required]
             check_seconds(name, policies[name], zero=zero)  # type: ignore[literal-required]
@@ -132,16 +135,22 @@ def check_seconds(name: str, value: object, *, zero: bool = False, infinite: boo
         raise ValueError(f"{name} must be {wanted}{' or math.inf' if infinite else ''}, not {value!r}")
 
 
-def check_count(name: str, value: object, *, least: int) -> None:
+def check_count(name: str, value: object, *, least: int, most: float = math.inf) -> None:
     """Raise what is wrong with a number of things."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
 
 
 def check_function(name: str, value: object, wanted: str) -> None:
     """Raise what is wrong with a function that is called where nobody can wait."""
-    if not callable(value) or inspect.iscoroutinefunction(value):
+    if not callable(value) or must_be_awaited(value):
         raise TypeError(f"{name} must be {wanted}, not {value!r}")
+
+
+def must_be_awaited(value: object) -> bool:
+    """Whether it is an asynchronous function, or an object that is called like one."""
+    functions = (value, getattr(type(value), "__call__", None))  # noqa: B004  # not whether, but what
+    return any(inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) for function in functions)
 
 
 def _is_number(value: object) -> bool:

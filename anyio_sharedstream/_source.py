@@ -81,11 +81,18 @@ class SharedSource(Generic[T_co]):
 _POLICIES = {each.name: each.default for each in fields(SharedSource) if each.name not in ("key", "open", "_plain")}
 
 
+def _same(mine: object, theirs: object) -> bool:
+    try:
+        return mine is theirs or bool(mine == theirs)
+    except Exception:  # the initial state of a fold is foreign, and may know no answer
+        return False
+
+
 def check_same_policies(one: SharedSource[Any], other: SharedSource[Any]) -> None:
     """Raise `ValueError` if two sources of one key differ in more than what they open."""
     for name in _POLICIES:
         mine, theirs = getattr(one, name), getattr(other, name)
-        if mine is not theirs and mine != theirs:
+        if not _same(mine, theirs):
             raise ValueError(
                 f"{one.key!r} is open with {name}={mine!r}, so it cannot be subscribed to with {name}={theirs!r}: "
                 "all sources of one key must have the same policies; a function among them must be the same object"
@@ -140,6 +147,8 @@ def shared_source(
         a policy is of the wrong kind
     :raises ValueError: a policy is out of range, or makes no sense without another
     """
+    unknown: Any = dict  # any function will do: what is wrong with the policies is said now
+    SharedSource(key="", open=unknown, **policies)
     make: Callable[..., Any] = functools.partial(_factory, policies=policies)
     return make if function is None else make(function)
 
@@ -151,8 +160,6 @@ def _factory(function: Callable[P, OpenedSource[T]], policies: SourcePolicies) -
         signature = inspect.signature(function)
     except ValueError as exc:
         raise TypeError(f"shared_source cannot tell the parameters of {function!r} ({exc}); wrap it in a function") from None
-
-    SharedSource(key=function, open=function, **policies)  # what is wrong with the policies is said now
 
     @functools.wraps(function)
     def source(*args: P.args, **kwargs: P.kwargs) -> SharedSource[T]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -68,6 +71,58 @@ def test_mixed_consumers_each_get_what_they_asked_for(backend: str) -> None:
     assert received["dashboard"] + missed["dashboard"] == received["logger"] + missed["logger"] == 300
     assert received["euro"] + missed["euro"] == 100
     assert " 0 gaps" not in told["logger"]
+
+
+@cache
+def reconnecting_feed(backend: str) -> list[str]:
+    """What it prints, for the tests that look at it: it takes its time."""
+    lines, errors = run("reconnecting_feed.py", backend)
+    assert errors == ""
+    return lines
+
+
+def prices_of(lines: list[str], who: str) -> list[list[int]]:
+    """The prices in each line of a consumer's that lists some."""
+    return [[int(price) for price in re.findall(r"\d+", line)] for line in lines if line.startswith(f"{who}: [")]
+
+
+def test_reconnecting_feed_survives_what_its_server_does(backend: str) -> None:
+    lines = reconnecting_feed(backend)
+    states = [line.removeprefix("feed: ") for line in lines if line.startswith("feed: ")]
+    failures = [state.split("(")[0] for state in states if "poll failed" in state]
+    # One connection for all of them, whatever became of the one before; on a machine that sleeps, more may fall silent.
+    restarts = states.count("restarting")
+    assert failures[:3] == ["poll failed: IncompleteRead", "poll failed: IncompleteRead", "poll failed: UpstreamSilent"]
+    assert restarts == len(failures) >= 3
+    assert [line for line in lines if "server" in line] == [
+        *(f"server: connection {number}" for number in range(1, restarts + 2)),
+        f"the server saw {restarts + 1} connections",
+    ]
+    assert states[:4] == ["started", "opening", "live", "restarting"]
+    assert states[-6:] == ["live", "lingering", "live", "lingering", "closing", "stopped"]
+    assert states.count("lingering") == 2
+    gaps = [line for line in lines if "a gap after" in line]
+    assert gaps[:2] == [f"follower: a gap after {prices} prices, because of a restart" for prices in (4, 8)]
+    assert len(gaps) == restarts
+
+
+def test_reconnecting_feed_gives_each_subscriber_what_it_asked_for(backend: str) -> None:
+    lines = reconnecting_feed(backend)
+    left, back = lines.index("everybody has left"), lines.index("everybody comes back")
+    assert lines[left + 1 : back] == []
+    first, second = prices_of(lines, "follower")
+    assert first[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert second == list(range(second[0], second[-1] + 1))
+    for replayed, (*_, newest) in zip(prices_of(lines, "latecomer"), [first, second], strict=True):
+        assert len(replayed) == 6
+        assert replayed == list(range(replayed[0], replayed[0] + 6))
+        assert replayed[0] <= newest <= replayed[4]
+    begins = [ast.literal_eval(line.split("with ")[1]) for line in lines if line.startswith("dashboard: begins")]
+    assert begins[:-1] == [{}] * lines.count("feed: opening")
+    assert sorted(begins[-1]) == ["EUR", "JPY", "USD"]
+    # It knows what the follower has received of each symbol.
+    ends = [ast.literal_eval(line.split("with ")[1]) for line in lines if line.startswith("dashboard: ends")]
+    assert [sorted(known.values()) for known in ends] == [first[-3:], second[-3:]]
 
 
 def test_http_poll_makes_the_same_requests_for_any_number_of_consumers(backend: str) -> None:
