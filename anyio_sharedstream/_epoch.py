@@ -27,6 +27,10 @@ class Epoch:
         """whether ``open`` has been called"""
         self.live_at: float | None = None
         """since when it has been driven, in the event loop's seconds"""
+        self.ended_at: float | None = None
+        """when it ended, apart from its clean-up"""
+        self.failed = False
+        """whether it ended by itself, and so that it might have been opened again"""
         self.over = False
         """whether nothing that it yields is wanted any more"""
         self.reason: BaseException | None = None

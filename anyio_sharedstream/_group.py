@@ -89,4 +89,7 @@ class Group(Upstream):
     def hung_statistics(self) -> list[GroupStatistics]:
         """Of earlier openings that have yet to close."""
         closing: GroupState = "closing"
-        return [replace(self.statistics(), state=closing, epoch=epoch.number, subscriptions=()) for epoch in self.hung]
+        return [
+            replace(self.statistics(), state=closing, epoch=epoch.number, opened_at=epoch.live_at, subscriptions=())
+            for epoch in self.hung
+        ]

@@ -40,6 +40,7 @@ class Mailbox(Buffer[T_co]):
         "_accepted",
         "_choosy",
         "_create_waiter",
+        "_ended_in",
         "_held",
         "_missed",
         "_policy",
@@ -73,6 +74,7 @@ class Mailbox(Buffer[T_co]):
         self._refused = 0
         self._held = 0.0
         self._terminal: Terminal | None = None
+        self._ended_in: int | None = None  # in which opening of the upstream
 
     def _register(self, backend: Backend) -> None:
         """From now on a reader may park."""

@@ -30,6 +30,7 @@ class Owner(Protocol):
     """What a publisher knows of its group."""
 
     lines: Lines
+    epoch: int
 
     def deserted(self) -> None:
         """Nobody is left to publish for."""
@@ -60,6 +61,7 @@ class Publisher:
         self._route_by = source.route_by
         self._fold = source.fold
         self._replay = source.replay
+        self._bereft: list[Entries[Any]] = []  # who was there when the upstream failed, while it may be opened again
         self._gathered: list[Any] = []
         self._gathered_routes: list[Hashable] = []
         self._turns = 0
@@ -109,6 +111,7 @@ class Publisher:
         for mailbox in members:
             self.remove(mailbox)
         for mailbox in members:
+            mailbox._ended_in = self._owner.epoch
             mailbox._end(terminal)
 
     def _marked(self) -> list[Entries[Any]]:
@@ -127,10 +130,17 @@ class Publisher:
             for mailbox in self._marked():
                 mailbox._state_begins()
 
+    def end_history(self) -> None:
+        """The upstream has failed, and may be opened again."""
+        self.history.end()
+        self._bereft = self._marked()
+
     def interrupt(self) -> None:
-        """The upstream will be opened again: say so where that is wanted."""
-        for mailbox in self._marked():
-            mailbox._interrupted()
+        """The upstream will be opened again: say so to those who were there when it failed, and want to know."""
+        for mailbox in self._bereft:
+            if self.members.get(mailbox._subscriber_id) is mailbox:
+                mailbox._interrupted()
+        self._bereft = []
 
     # Publishing.
 
@@ -195,6 +205,7 @@ class Publisher:
         """End subscribers that cannot go on, which is nobody else's concern."""
         for mailbox, error in failed:
             self.remove(mailbox)
+            mailbox._ended_in = self._owner.epoch
             if error is None:
                 overflow = SubscriberOverflow(self.key, mailbox._subscriber_id, mailbox._max_buffer_size, mailbox._overflow())
                 mailbox._fail(Terminal(overflow))

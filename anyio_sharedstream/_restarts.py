@@ -38,7 +38,9 @@ class Restarts:
             epoch.failure = exc
             return
         if wanted:
-            epoch.delay = self._delay(0.0 if epoch.live_at is None else now - epoch.live_at, now)
+            # How long it took to open and to close is no sign of health.
+            lived = 0.0 if epoch.live_at is None or epoch.ended_at is None else epoch.ended_at - epoch.live_at
+            epoch.delay = self._delay(lived, now)
 
     def _wanted_after(self, error: Exception) -> bool:
         on = self._policy.on

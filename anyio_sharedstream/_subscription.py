@@ -66,6 +66,8 @@ class Receiver(Mailbox[T_co]):
     @property
     def epoch(self) -> int:
         """How often the upstream has been opened, up to now or until this subscription has ended; 0 before the first time."""
+        if self._ended_in is not None:
+            return self._ended_in
         return 0 if self._host is None else self._host.epoch
 
     def statistics(self) -> SubscriptionStatistics:
@@ -154,8 +156,12 @@ class Receiver(Mailbox[T_co]):
         self._registry = None
         if not self._closed:
             self._shut()
-            if self._host is not None and self._host.leave(self):
-                self._last_of = self._host
+            host = self._host
+            if host is not None:
+                if self._ended_in is None:
+                    self._ended_in = host.epoch
+                if host.leave(self):
+                    self._last_of = host
 
     async def aclose(self) -> None:
         """Leave as `close` does; whoever leaves last then waits until the upstream has closed.

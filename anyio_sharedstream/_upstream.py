@@ -134,6 +134,7 @@ class Upstream(ABC):
         if epoch is self.current:
             self.publisher.flush()
         told = epoch.over
+        epoch.ended_at = self.backend.clock()
         epoch.conclude(reason)
         if not told:
             if final and not is_cancellation(reason):
@@ -144,6 +145,7 @@ class Upstream(ABC):
     def silent(self, epoch: Epoch) -> None:
         """Nothing has come for too long."""
         assert self.source.silence_timeout is not None
+        epoch.ended_at = self.backend.clock()
         epoch.fall_silent(UpstreamSilent(self.key, self.source.silence_timeout))
         self._decide(epoch, None)
         self._begin_to_close(epoch)
@@ -169,7 +171,7 @@ class Upstream(ABC):
         """
         if epoch.settled:
             self.hung.remove(epoch)
-            self._clean_up_failed(None if error is epoch.reason else error)
+            self.clean_up_failed(None if error is epoch.reason else error)
             epoch.forget()
         else:
             self.publisher.flush()
@@ -211,7 +213,8 @@ class Upstream(ABC):
 
     def _fail_over(self, epoch: Epoch) -> None:
         self._go(Move.FAIL)
-        self.publisher.history.end()
+        epoch.failed = True
+        self.publisher.end_history()
         self.timers.closing(epoch)
 
     def _settle(self, epoch: Epoch, error: BaseException | None, *, surroundings_cancelled: bool) -> None:
@@ -224,13 +227,16 @@ class Upstream(ABC):
         if self._requested:
             self._evict()
             self.publisher.dismiss(EndOfStream())
-            self._clean_up_failed(epoch.failure)
+            if epoch.failed:
+                self._poll_failed(epoch, "warning")  # which was its own doing, before it was stopped
+            else:
+                self.clean_up_failed(epoch.failure)
         elif epoch.delay is not None and not self.evicted and self.publisher.members:
             self._restart(epoch, epoch.delay)
         else:
             self._conclude(epoch)
         if epoch.silent and error is not epoch.reason:
-            self._clean_up_failed(error)
+            self.clean_up_failed(error)
         if self.evicted and self.hung:
             self.released.set()
         if epoch not in self.hung:
@@ -264,7 +270,7 @@ class Upstream(ABC):
         self.lines.add(level, "poll failed", exc_info=terminal, **values)
         return terminal
 
-    def _clean_up_failed(self, error: BaseException | None) -> None:
+    def clean_up_failed(self, error: BaseException | None) -> None:
         """Report what was raised while the upstream was being closed, cancellations aside."""
         # A generator that was closed while it held a task group over its yield leaves its GeneratorExit in a group.
         failure = without(error, get_cancelled_exc_class(), GeneratorExit)
@@ -272,11 +278,6 @@ class Upstream(ABC):
             self.lines.add("error", "clean-up failed", exc_info=failure)
         elif failure is not None:
             self.abort(failure)
-
-    def clean_up_failed(self, error: BaseException | None) -> None:
-        """What was opened has raised this while it was being closed."""
-        self._clean_up_failed(error)
-        self.lines.write()
 
     def close(self) -> None:
         """Nothing of the group runs any more: later groups of the key may open, if they have not yet."""
