@@ -112,7 +112,8 @@ class Clock:
                 when, _, timer = self._heap[0]
                 if when > current_time():
                     self._changed = Event()
-                    with CancelScope(deadline=when):
+                    # Shielded, for while everything is being cancelled clean-ups are still to be given their time, and no more.
+                    with CancelScope(deadline=when, shield=True):
                         await self._changed.wait()
                     continue
                 heappop(self._heap)

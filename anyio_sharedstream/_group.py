@@ -47,14 +47,13 @@ class Group(Upstream):
         if self.source.linger and self.state in RUNNING:
             self._go(Move.LINGER)
             self.timers.deserted()
-        elif self.state not in _LINGERING:
+        else:
             self._cancel()
         self.lines.write()
 
     def lingered(self) -> None:
         """Nobody has come back in time."""
-        if self.state in _LINGERING:
-            self._cancel()
+        self._cancel()
         self.lines.write()
 
     def stop(self) -> None:

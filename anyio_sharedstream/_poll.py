@@ -136,8 +136,8 @@ async def _drive(group: Group, epoch: Epoch, iterator: AsyncIterator[Any]) -> No
             return
         if told:
             return  # it was told that it is over, and yields again
-        # What comes when it is over may be of an upstream that hung until others had taken its place: it is nobody's.
-        gathered = 0 if epoch.over else publisher.gather(event)
+        # What comes after that may be of an upstream that hung until another had taken its place: it is nobody's.
+        gathered = 0 if epoch.silent else publisher.gather(event)
         ready = 1 if step.suspended else ready + 1
         interruption = None
         if ready == TURN or epoch.over or (blocking and gathered >= hold.room()):
