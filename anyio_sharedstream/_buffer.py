@@ -88,17 +88,20 @@ class Buffer(Generic[T_co]):
         elif untaken > earlier and untaken + size > self._max_buffer_size and self._is_behind(untaken, size, earlier):
             return False
         else:
-            feed = self._feed or self._open_backlog()
-            self._backlogged += 1
-            self._queued += size
-            self._taken_at_yield = self._taken()
-            try:
-                feed.send_nowait(chunk)
-            except ClosedResourceError:
-                self._drop()  # a finaliser has closed it since
+            self._store_chunk(chunk)
         if untaken + size > self._peak:
             self._peak = untaken + size
         return True
+
+    def _store_chunk(self, chunk: tuple[Any, ...]) -> None:
+        feed = self._feed or self._open_backlog()
+        self._backlogged += 1
+        self._queued += len(chunk)
+        self._taken_at_yield = self._taken()
+        try:
+            feed.send_nowait(chunk)
+        except ClosedResourceError:
+            self._drop()  # a finaliser has closed it since
 
     def _is_behind(self, untaken: int, size: int, earlier: int) -> bool:
         """Whether that is so also without what was replayed, which it takes first."""
@@ -180,7 +183,7 @@ class Buffer(Generic[T_co]):
 
     def _capacity(self) -> float:
         # Every chunk holds an event at least, so a stream of as many chunks as there may be events never fills.
-        return max(self._max_buffer_size, TURN)
+        return max(self._max_buffer_size, TURN) + self._replayed
 
     def _close_backlog(self) -> None:
         if self._feed is not None and self._backlog is not None:

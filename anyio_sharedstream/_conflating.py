@@ -52,7 +52,7 @@ class Conflating(Entries[T_co]):
     def _keep(self, event: Any, exempt: bool) -> bool:
         key = self._by(event)
         kept = self._kept.get(key)
-        if kept is not None and self._merge is not None:
+        if kept is not None and self._merge is not None and not self._in_a_state_since(kept):
             event = self._merge(kept.event, event)
             kept = self._kept.get(key)  # it may have been received meanwhile, by `merge` itself
         elif kept is not None:
@@ -71,11 +71,17 @@ class Conflating(Entries[T_co]):
         self._store(kept)
         return True
 
+    def _in_a_state_since(self, kept: _Kept) -> bool:
+        """Whether a new state stands behind it, which a newer event is a change of, and not of this."""
+        return self._snapshot and kept.era != self._era
+
     def _prefill(self, events: tuple[Any, ...]) -> None:
-        for event in events:
-            self._keep(event, exempt=True)
-        self._replayed = self._queued
-        self._published()
+        try:
+            for event in events:
+                self._keep(event, exempt=True)
+        finally:
+            self._replayed = self._queued
+            self._published()
 
     def _mark(self, kind: str, item: Gap | Snapshot[Any]) -> None:
         self._era += 1

@@ -95,6 +95,9 @@ class Entries(Mailbox[T_co]):
             self._mark("restart", Gap(None, "restart"))
         self._published()
 
+    def _state_ends(self) -> None:
+        """The upstream has failed, and may be opened again: there is no state until then."""
+
     def _state_begins(self) -> None:
         """The upstream is being opened, and there is a state again."""
         if self._snapshot:

@@ -22,30 +22,31 @@ class History:
         self.running = False
         """whether there is an upstream that the history is of"""
         self.state: Any = None
-        self.steps = 0
-        """how many events the state has taken in, all openings together"""
-        self.fold = fold
+        """what has been published comes to this"""
+        self.publications = 0
+        """how often the state has been moved on"""
+        self._fold = fold
+        self._next_state: Any = None  # with what the source has yielded, and nobody has received yet
         self._max_age = max_age
         self._latest: deque[tuple[Any, Hashable, float]] = deque(maxlen=replay)
 
     def begin(self) -> None:
         """The upstream is being opened. Raises what a fold's ``initial`` raises."""
-        if self.fold is not None:
-            initial = self.fold.initial
-            self.state = initial() if callable(initial) else initial
+        self._latest.clear()
+        if self._fold is not None:
+            initial = self._fold.initial
+            self.state = self._next_state = initial() if callable(initial) else initial
         self.running = True
 
-    def end(self) -> None:
-        """The upstream has ended, and will be opened again."""
-        self.running = False
-        self.state = None
-        self._latest.clear()
-
     def step(self, event: Any) -> None:
-        """Take an event into the state. Raises what a fold's ``step`` raises."""
-        if self.fold is not None:
-            self.state = self.fold.step(self.state, event)
-            self.steps += 1
+        """Take an event that is going to be published into the state. Raises what a fold's ``step`` raises."""
+        if self._fold is not None:
+            self._next_state = self._fold.step(self._next_state, event)
+
+    def publish(self) -> None:
+        """What was yielded is being published."""
+        self.state = self._next_state
+        self.publications += 1
 
     def remember(self, events: tuple[Any, ...], routes: Sequence[Hashable], now: float) -> None:
         self._latest.extend(zip(events, routes or repeat(None), repeat(now)))

@@ -142,7 +142,7 @@ class Resyncing(_Bounded[T_co]):
         self._synchronised_at = -1
 
     def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
-        if self._history.steps == self._synchronised_at:
+        if self._history.publications == self._synchronised_at:
             return True  # it took the state in the middle of this publication, and these are in it
         if self._lost:
             self._lose(len(events))
@@ -187,7 +187,7 @@ class Resyncing(_Bounded[T_co]):
         self._ahead.clear()
         if self._history.running:
             self._mark("snapshot", Snapshot(self._history.state))
-            self._synchronised_at = self._history.steps
+            self._synchronised_at = self._history.publications
 
     def _interrupted(self) -> None:
         if not self._lost:
@@ -197,11 +197,18 @@ class Resyncing(_Bounded[T_co]):
             self._recount()
             self._published()
 
+    def _state_ends(self) -> None:
+        if self._lost:
+            self._recount()
+
     def _state_begins(self) -> None:
         if not self._lost:
             super()._state_begins()
         else:
-            self._recount()
+            if self._waiter is None:
+                self._recount()
+            else:
+                self._synchronise()  # somebody is receiving, though it has yet to run
             self._published()
 
     def _begin(self) -> T_co:

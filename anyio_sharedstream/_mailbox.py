@@ -107,8 +107,11 @@ class Mailbox(Buffer[T_co]):
 
     def _prefill(self, events: tuple[Any, ...]) -> None:
         """Take what was published before it came. That is no sign of being slow, and takes no room."""
-        self._chunk = events
         self._replayed = self._peak = len(events)
+        self._chunk = events[:TURN]
+        # Not in one piece: a reader lets others run between two chunks only.
+        for start in range(TURN, len(events), TURN):
+            self._store_chunk(events[start : start + TURN])
 
     def _end(self, terminal: Terminal) -> None:
         """Let the reader have what is buffered, then the terminal."""

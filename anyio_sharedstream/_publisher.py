@@ -132,8 +132,10 @@ class Publisher:
 
     def end_history(self) -> None:
         """The upstream has failed, and may be opened again."""
-        self.history.end()
+        self.history.running = False
         self._bereft = self._marked()
+        for mailbox in self._bereft:
+            mailbox._state_ends()
 
     def interrupt(self) -> None:
         """The upstream will be opened again: say so to those who were there when it failed, and want to know."""
@@ -177,6 +179,8 @@ class Publisher:
         routes, self._gathered_routes = self._gathered_routes, []
         self.published += size
         self.last_event_at = now = self._clock()
+        if self._fold is not None:
+            self.history.publish()
         if self._replay:
             self.history.remember(chunk, routes, now)
         failed = self._audience.publish(chunk, routes, turn, earlier)

@@ -183,12 +183,14 @@ class Receiver(Mailbox[T_co]):
         if registry is None:
             raise RuntimeError(f"{self!r} was entered or closed before: call subscribe() again for another one")
         try:
-            self._host = registry.join(self, self._source)
+            self._host = host = registry.join(self, self._source)
         except BaseException:
             self._registry = registry
             # A source that subscribes to another while the manager is being left is told of its own cancellation, and no more.
             await checkpoint_if_cancelled()
             raise
+        if self._closed and host.leave(self):  # closed by its own predicate, which was asked about what it missed
+            self._last_of = host
         return self
 
     async def __aexit__(

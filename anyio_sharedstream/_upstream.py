@@ -118,6 +118,8 @@ class Upstream(ABC):
         if self.evicted:
             return
         self.stillborn = self.state is State.WAITING
+        if self.state is State.FAILING:
+            self.publisher.history.running = True  # no other follows, so it is still of this upstream
         self.evicted = True
         self._go(Move.END)
         self.current.over = True
