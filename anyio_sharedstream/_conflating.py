@@ -38,6 +38,7 @@ class Conflating(Entries[T_co]):
         self._merge = policy.merge
         self._kept: dict[Hashable, _Kept] = {}
         self._era = 0
+        self._in_era: dict[int, int] = {}  # how many of the entries belong between which marks
         self._left_behind = 0  # entries in the stream that have moved
 
     def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
@@ -45,8 +46,6 @@ class Conflating(Entries[T_co]):
             exempt = self._exempt(turn)
             return all(self._keep(event, exempt) for event in events)
         finally:
-            if self._left_behind > TURN + self._queued:
-                self._compact()
             self._published()
 
     def _keep(self, event: Any, exempt: bool) -> bool:
@@ -57,19 +56,34 @@ class Conflating(Entries[T_co]):
             kept = self._kept.get(key)  # it may have been received meanwhile, by `merge` itself
         elif kept is not None:
             self._missed += 1
+        if self._over:
+            return True  # by a function of its own
         if kept is not None and kept.era == self._era:
             kept.event = event
             return True
         if kept is not None:
-            kept.moved = True
-            self._left_behind += 1
-            self._queued -= 1
-            self._backlogged -= 1
+            self._leave_behind(kept)
         elif self._unread() >= self._max_buffer_size and not exempt:
             return False
         self._kept[key] = kept = _Kept(key, event, self._era)
+        self._in_era[self._era] = self._in_era.get(self._era, 0) + 1
         self._store(kept)
         return True
+
+    def _leave_behind(self, kept: _Kept) -> None:
+        kept.moved = True
+        self._left_behind += 1
+        self._queued -= 1
+        self._backlogged -= 1
+        self._one_less(kept.era)
+        # The marks around an era that is empty are neighbours; and what was left behind is not to outgrow what is kept.
+        if kept.era not in self._in_era or self._left_behind > TURN + self._queued:
+            self._compact()
+
+    def _one_less(self, era: int) -> None:
+        self._in_era[era] -= 1
+        if not self._in_era[era]:
+            del self._in_era[era]
 
     def _in_a_state_since(self, kept: _Kept) -> bool:
         """Whether a new state stands behind it, which a newer event is a change of, and not of this."""
@@ -94,6 +108,7 @@ class Conflating(Entries[T_co]):
             entry = super()._take_entry()
         if not isinstance(entry, _Kept):
             return entry
+        self._one_less(entry.era)
         if self._kept.get(entry.key) is entry:
             del self._kept[entry.key]
         return entry.event
@@ -127,6 +142,7 @@ class Conflating(Entries[T_co]):
     def _drop(self) -> None:
         super()._drop()
         self._kept.clear()
+        self._in_era.clear()
         self._left_behind = 0
 
 
