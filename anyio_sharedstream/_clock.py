@@ -21,17 +21,26 @@ _SMALL = 64
 
 
 class Timer:
-    """Calls a function at its *deadline*, unless that is moved or taken back before."""
+    """Calls a function at its *deadline*, unless that is moved or taken back before.
 
-    __slots__ = ("_callback", "_clock", "deadline", "scheduled")
+    :param seconds: what `start` adds; None makes a timer that does not start
+    """
 
-    def __init__(self, clock: Clock, callback: Callable[[], object]) -> None:
+    __slots__ = ("_callback", "_clock", "_seconds", "deadline", "scheduled")
+
+    def __init__(self, clock: Clock, callback: Callable[[], object], seconds: float | None = None) -> None:
         self.deadline: float | None = None
         """when to call, in the event loop's seconds; None if not"""
         self.scheduled: float | None = None
         """the time of its entry in the clock, if it has one; never later than the deadline"""
         self._clock = clock
+        self._seconds = seconds
         self._callback: Callable[[], object] | None = callback
+
+    def start(self, since: float) -> None:
+        """Call so long after that time."""
+        if self._seconds is not None:
+            self.start_at(since + self._seconds)
 
     def start_at(self, deadline: float) -> None:
         """Call at this time, and not when it was to be called before."""

@@ -5,7 +5,6 @@ Relies on `_clock`. A timer that comes up says so to the group, which decides; t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from anyio import Event
@@ -70,33 +69,29 @@ class Timers(NoTimers):
         self._group = group
         self._now = group.backend.clock
         self._opening_at = 0.0
-        self._linger = _timer(clock, group.lingered, source.linger or None)
-        self._silence = _timer(clock, self._check_silence, source.silence_timeout)
-        self._closing = _timer(clock, group.closing_late, source.close_timeout)
-        self._grace: Timer | None = None
+        self._linger = Timer(clock, group.lingered, source.linger)
+        self._silence = Timer(clock, self._check_silence, source.silence_timeout)
+        self._closing = Timer(clock, group.closing_late, source.close_timeout)
+        self._grace = Timer(clock, self._gathered, source.cohort_grace)
         if source.cohort_grace is not None or source.min_subscribers > 1:
             self.cohort = Event()
-            self._grace = _timer(clock, self.cohort.set, source.cohort_grace)
 
     def joined(self, subscribers: int) -> None:
-        if self._linger is not None:
-            self._linger.stop()
-        if self.cohort is not None and not self.cohort.is_set():
-            self._gather(subscribers)
+        self._linger.stop()
+        if self.cohort is None or self.cohort.is_set():
+            return
+        if subscribers >= self._group.source.min_subscribers > 1:
+            self._gathered()
+        elif self._grace.deadline is None:
+            self._grace.start(self._now())
 
-    def _gather(self, subscribers: int) -> None:
+    def _gathered(self) -> None:
         assert self.cohort is not None
-        grace, wanted = self._group.source.cohort_grace, self._group.source.min_subscribers
-        if subscribers >= wanted > 1:
-            self.cohort.set()
-            if self._grace is not None:
-                self._grace.stop()
-        elif self._grace is not None and grace is not None and self._grace.deadline is None:
-            self._grace.start_at(self._now() + grace)
+        self.cohort.set()
+        self._grace.stop()
 
     def deserted(self) -> None:
-        if self._linger is not None:
-            self._linger.start_at(self._now() + self._group.source.linger)
+        self._linger.start(self._now())
 
     def opening(self) -> None:
         self._opening_at = self._now()
@@ -104,42 +99,29 @@ class Timers(NoTimers):
 
     def closing(self, epoch: Epoch) -> None:
         for timer in (self._linger, self._silence, self._grace):
-            if timer is not None:
-                timer.stop()
-        timeout = self._group.source.close_timeout
-        if self._closing is None or timeout is None or self._closing.deadline is not None:
-            return
-        if epoch.opened and not epoch.left and not epoch.settled:
-            self._closing.start_at(self._now() + timeout)
+            timer.stop()
+        if epoch.opened and not epoch.left and not epoch.settled and self._closing.deadline is None:
+            self._closing.start(self._now())
 
     def closed(self) -> None:
-        if self._closing is not None:
-            self._closing.stop()
+        self._closing.stop()
 
     def close(self) -> None:
         for timer in (self._linger, self._silence, self._closing, self._grace):
-            if timer is not None:
-                timer.close()
+            timer.close()
 
     def _watch(self) -> None:
-        timeout = self._group.source.silence_timeout
-        if self._silence is not None and timeout is not None:
-            publisher = self._group.publisher
-            self._silence.start_at(max(self._opening_at, publisher.last_event_at or 0.0, publisher.hold.ended_at) + timeout)
+        publisher = self._group.publisher
+        self._silence.start(max(self._opening_at, publisher.last_event_at or 0.0, publisher.hold.ended_at))
 
     def _check_silence(self) -> None:
         """Look at the time of the latest event. Moving the deadline at every event instead would cost something at every one."""
-        assert self._silence is not None
         if self._group.publisher.hold.active:
             self._opening_at = self._now()  # it is we who have it wait; that ends at the earliest now
         self._watch()
         if self._silence.deadline is not None and self._silence.deadline <= self._now():
             self._silence.stop()
             self._group.silent(self._group.current)
-
-
-def _timer(clock: Clock, callback: Callable[[], object], seconds: float | None) -> Timer | None:
-    return None if seconds is None else Timer(clock, callback)
 
 
 _NONE = NoTimers()
