@@ -249,7 +249,7 @@ async def test_thousands_of_visits_leave_nothing_behind() -> None:
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 
-    before = len(alive(Timer))
+    before, kept = len(alive(Timer)), len([*alive(Subscription), *alive(LossySubscription)])  # by others
     async with managed(feed, steady) as manager:
         await visit(manager, steady.asking_for(linger=math.inf))
         await come_and_go(100)
@@ -263,7 +263,7 @@ async def test_thousands_of_visits_leave_nothing_behind() -> None:
         assert sum(len(gc.get_referrers(timer)) for timer in alive(Timer)) <= entries + 10
         assert len(manager.statistics().groups) == 2
         assert manager.statistics().groups["feed"].subscriptions == ()
-        assert not [*alive(Subscription), *alive(LossySubscription)]
+        assert len([*alive(Subscription), *alive(LossySubscription)]) <= kept
     assert feed.opened == steady.opened == 1
     assert len(alive(Timer)) == before
 
