@@ -87,7 +87,11 @@ class Audience:
 
     def replay(self, mailbox: Mailbox[Any], events: tuple[Any, ...], routes: Sequence[Hashable], turn: int) -> Failed | None:
         """Give one subscriber what was published before it came; says if that is the end of it."""
-        places = None if mailbox._routes is None else [place for place, route in enumerate(routes) if route in mailbox._routes]
+        wanted = mailbox._routes
+        try:
+            places = None if wanted is None else [place for place, route in enumerate(routes) if route in wanted]
+        except BaseException as exc:  # comparing routes is foreign code
+            return mailbox, exc
         return _Offer(events, turn, self.missing).to(mailbox, places, replayed=True)
 
     def _routed(self, routes: Sequence[Hashable]) -> list[tuple[Mailbox[Any], Sequence[int] | None]]:

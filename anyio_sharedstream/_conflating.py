@@ -109,8 +109,7 @@ class Conflating(Entries[T_co]):
         if not isinstance(entry, _Kept):
             return entry
         self._one_less(entry.era)
-        if self._kept.get(entry.key) is entry:
-            del self._kept[entry.key]
+        del self._kept[entry.key]
         return entry.event
 
     def _stored(self) -> int:

@@ -79,9 +79,9 @@ class Entries(Mailbox[T_co]):
             mark.item = item
             self._backlogged += mark.void
             mark.void = False
-        elif self._put(mark := Mark(kind, item)):
-            self._marks += 1
-            self._tail[kind] = mark
+        else:
+            self._tail[kind] = mark = Mark(kind, item)
+            self._marks += self._put(mark)
 
     def _interrupted(self) -> None:
         """The upstream has failed, and will be opened again: a state that nobody has seen is nobody's state any more."""

@@ -55,7 +55,7 @@ class Epoch:
     def conclude(self, reason: BaseException | None) -> None:
         """The iteration has ended: with this exception, or it is exhausted."""
         self.over = True
-        if not self.silent:
+        if not self.silent and not self.settled:
             self._concluded = not is_cancellation(reason)
             self.reason = reason
 
@@ -63,8 +63,8 @@ class Epoch:
         """Nothing has come for too long: whatever it says from now on is clean-up."""
         self.over = self.silent = self._concluded = True
         self.reason = error
-        if self.scope is not None:
-            self.scope.cancel()
+        assert self.scope is not None
+        self.scope.cancel()
 
     def end(self, error: BaseException | None) -> None:
         """What is wrong with it is *error*, or nothing if that is None."""

@@ -86,9 +86,10 @@ class Group(Upstream):
         )
 
     def hung_statistics(self) -> list[GroupStatistics]:
-        """Of earlier openings that have yet to close."""
+        """Of earlier openings that have yet to close, apart from what `statistics` says."""
         closing: GroupState = "closing"
         return [
             replace(self.statistics(), state=closing, epoch=epoch.number, opened_at=epoch.live_at, subscriptions=())
             for epoch in self.hung
+            if not self.evicted or epoch.number != self.epoch  # the latest is what the group itself is closing
         ]

@@ -139,6 +139,7 @@ class Resyncing(_Bounded[T_co]):
     ) -> None:
         super().__init__(subscriber_id, max_buffer_size, policy, gaps=gaps)
         self._lost = False  # whether everything was dropped, and the state has yet to be given
+        self._owed = False  # whether the gaps were given, and there was no state to go with them
         self._synchronised_at = -1
 
     def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
@@ -179,13 +180,15 @@ class Resyncing(_Bounded[T_co]):
 
     def _synchronise(self) -> None:
         """Make entries of what is missing and of the state."""
+        if self._lost:
+            self._backlogged = 0
         self._lost = False
-        self._backlogged = 0
         for cause, missed in self._ahead.items():
             if self._gaps:
                 self._mark(cause, Gap(missed, cause))
         self._ahead.clear()
-        if self._history.running:
+        self._owed = not self._history.running
+        if not self._owed:
             self._mark("snapshot", Snapshot(self._history.state))
             self._synchronised_at = self._history.publications
 
@@ -202,6 +205,7 @@ class Resyncing(_Bounded[T_co]):
             self._recount()
 
     def _state_begins(self) -> None:
+        self._owed = False
         if not self._lost:
             super()._state_begins()
         else:
@@ -217,7 +221,7 @@ class Resyncing(_Bounded[T_co]):
         return super()._begin()
 
     def _seal(self) -> None:
-        if self._lost:
+        if self._lost or (self._owed and self._history.running):
             self._synchronise()
         super()._seal()
 

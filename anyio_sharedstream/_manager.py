@@ -223,6 +223,6 @@ class SharedStreamManager:
             groups=MappingProxyType({group.key: group.statistics() for group in list(registry.groups.values())}),
             closing=(
                 *(group.statistics() for group in registry.all_closing()),
-                *(hung for group in list(registry.groups.values()) for hung in group.hung_statistics()),
+                *(hung for group in registry.all() for hung in group.hung_statistics()),
             ),
         )

@@ -54,7 +54,7 @@ async def _poll(group: Group, epoch: Epoch, delay: float | None) -> None:
     error: BaseException | None = None
     with epoch.scope or nullcontext():
         try:
-            await (_wait_for_others(group) if delay is None else sleep(delay))
+            await (_wait_for_others(group) if delay is None else _back_off(group, delay))
             # Whoever subscribed may have left before this task first ran.
             if not epoch.over:
                 group.opening(epoch)
@@ -76,6 +76,12 @@ async def _wait_for_others(group: Group) -> None:
         group.earlier = None
     if group.timers.cohort is not None:
         await group.timers.cohort.wait()
+
+
+async def _back_off(group: Group, delay: float) -> None:
+    await sleep(delay)
+    # Another opening would have more to yield, and who had no room for the last has none for this.
+    await _hold(group.publisher.hold)
 
 
 async def _run_upstream(group: Group, epoch: Epoch) -> None:
@@ -162,7 +168,8 @@ async def _pause(group: Group, epoch: Epoch, interruptible: bool) -> BaseExcepti
         with CancelScope(shield=not interruptible):
             if not epoch.over:
                 await group.backend.let_woken_run()
-        await _hold(group.publisher.hold)
+        if not epoch.over:  # else others may be waiting by now, for what this one knows nothing of
+            await _hold(group.publisher.hold)
         if epoch.over and interruptible:
             # It may have come in the half of that which cannot be cancelled.
             await checkpoint_if_cancelled()

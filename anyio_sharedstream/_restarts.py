@@ -11,8 +11,10 @@ import random
 from collections import deque
 from collections.abc import Callable, Hashable
 
+from anyio import get_cancelled_exc_class
+
 from anyio_sharedstream._epoch import Epoch
-from anyio_sharedstream._exceptions import consists_of
+from anyio_sharedstream._exceptions import consists_of, without
 from anyio_sharedstream._lifecycle import OnExhausted, Restart
 
 __all__ = ["Restarts"]
@@ -34,8 +36,9 @@ class Restarts:
         try:
             wanted = self._on_exhausted == "restart" if epoch.returned else self._wanted_after(epoch.terminal(key))
         except BaseException as exc:  # the policy's function has failed, and nobody knows what it would have said
-            exc.__cause__ = exc.__cause__ or epoch.failure
-            epoch.failure = exc
+            if exc is not epoch.failure:
+                exc.__cause__ = exc.__cause__ or epoch.failure
+                epoch.failure = without(exc, get_cancelled_exc_class())
             return
         if wanted:
             # How long it took to open and to close is no sign of health.

@@ -42,29 +42,33 @@ class Step(Generic[T]):
         self.suspended = True
         settle: bool | None = None
         # From here on this is `yield from inner` as PEP 380 spells it out: an iterator need have neither `send` nor `throw`.
-        while True:
-            try:
-                if settle is None:
-                    # In here, for the iterator has suspended: what this raises must be raised inside it, and not leave it behind.
-                    settle = False
-                    settle = self._before_suspending()
-                sent = yield signal
-                if settle:
-                    # The extra turn comes before the source sees what it was sent, be that a cancellation (on trio, a value).
-                    settle = False
-                    yield from cancel_shielded_checkpoint().__await__()
-            except GeneratorExit:
-                if hasattr(inner, "close"):
-                    inner.close()
-                raise
-            except BaseException as exc:
-                resume = _throwing(inner, exc)
-            else:
-                resume = inner.__next__ if sent is None else partial(inner.send, sent)
-            try:
-                signal = resume()
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+        resume: Callable[[], Any] | None = None
+        try:
+            while True:
+                try:
+                    if settle is None:
+                        # In here, for the iterator has suspended: what this raises must be raised inside it, not leave it behind.
+                        settle = False
+                        settle = self._before_suspending()
+                    sent = yield signal
+                    if settle:
+                        # The extra turn comes before the source sees what it was sent, be that a cancellation (on trio, a value).
+                        settle = False
+                        yield from cancel_shielded_checkpoint().__await__()
+                except GeneratorExit:
+                    if hasattr(inner, "close"):
+                        inner.close()
+                    raise
+                except BaseException as exc:
+                    resume = _throwing(inner, exc)
+                else:
+                    resume = inner.__next__ if sent is None else partial(inner.send, sent)
+                try:
+                    signal = resume()
+                except StopIteration as done:
+                    return done.value  # type: ignore[no-any-return]
+        finally:
+            del resume  # it holds what was thrown, and that, with its traceback, this frame
 
 
 def _throwing(inner: Any, exc: BaseException) -> Callable[[], Any]:

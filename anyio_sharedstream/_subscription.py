@@ -156,7 +156,7 @@ class Receiver(Mailbox[T_co]):
         self._registry = None
         if not self._closed:
             self._shut()
-            host = self._host
+            host, self._host = self._host, None  # with all that it remembers
             if host is not None:
                 if self._ended_in is None:
                     self._ended_in = host.epoch
@@ -172,6 +172,7 @@ class Receiver(Mailbox[T_co]):
         self.close()
         if self._last_of is not None:
             await self._last_of.released.wait()
+            self._last_of = None
 
     async def __aenter__(self) -> Self:
         """Register without yielding to the event loop; from here on, nothing that is published is missed.
@@ -189,8 +190,8 @@ class Receiver(Mailbox[T_co]):
             # A source that subscribes to another while the manager is being left is told of its own cancellation, and no more.
             await checkpoint_if_cancelled()
             raise
-        if self._closed and host.leave(self):  # closed by its own predicate, which was asked about what it missed
-            self._last_of = host
+        if self._closed:  # by its own predicate, which was asked about what it is to be given first
+            self._last_of = host if host.leave(self) else None
         return self
 
     async def __aexit__(

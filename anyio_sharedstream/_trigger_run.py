@@ -7,8 +7,8 @@ until `Run.end`, which decides, frees the id and reports in one synchronous step
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Hashable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from inspect import iscoroutine
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -108,8 +108,13 @@ class Run:
         stream: Any = manager.subscribe(source, subscriber_id=self, **options)
         # Entering registers without yielding to the event loop. So it can be done here, where nothing can be awaited; in the
         # trigger's task it would come too late for what is published before that task first runs.
-        with suppress(StopIteration):
-            stream.__aenter__().send(None)
+        entering = stream.__aenter__()
+        try:
+            entering.send(None)
+        except StopIteration:
+            pass
+        else:
+            _raise_why(entering)
         self._stream = stream
         self._iterate = partial(filter_shared_stream, stream)
 
@@ -224,3 +229,11 @@ def _iterator(given: AsyncIterable[TriggerEvent]) -> AsyncIterator[TriggerEvent]
 def _failure(error: BaseException) -> BaseException | None:
     """Return *error* less its cancellations, and what closing a generator leaves in a task group held over the yield."""
     return without(error, get_cancelled_exc_class(), GeneratorExit)
+
+
+def _raise_why(entering: Coroutine[Any, Any, Any]) -> None:
+    """Raise why a stream could not be entered: it waits only to be cancelled first, if that is about to happen."""
+    try:
+        entering.throw(InterruptedError)
+    except InterruptedError as exc:
+        raise exc.__context__ or exc from None

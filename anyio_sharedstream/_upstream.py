@@ -96,14 +96,13 @@ class Upstream(ABC):
     # Opening.
 
     def opening(self, epoch: Epoch) -> None:
-        """The upstream is about to be opened; says so first to those who may have a say in that."""
+        """The upstream is about to be opened, unless a logger that is told of it has objections."""
         self._go(Move.OPEN)
         epoch.opened = True
         self.epoch += 1
         self.timers.opening()
+        self.publisher.begin_history()
         self.lines.write()
-        if not epoch.over:
-            self.publisher.begin_history()
 
     def live(self, epoch: Epoch) -> None:
         """The upstream can be driven, unless the group was evicted on the way."""
@@ -202,7 +201,8 @@ class Upstream(ABC):
     def _decide(self, epoch: Epoch, error: BaseException | None) -> None:
         """Find what is wrong with the upstream, and whether that means to open it again."""
         epoch.end(error)
-        if self._restarts is not None and epoch.opened and not (self.evicted or self.publisher.unfit or self._requested):
+        final = self.evicted or self._requested or self.publisher.unfit or not self.publisher.members
+        if self._restarts is not None and epoch.opened and not final:
             self._restarts.consider(epoch, self.key, self.backend.clock())
 
     def _begin_to_close(self, epoch: Epoch) -> None:
@@ -233,7 +233,7 @@ class Upstream(ABC):
                 self._poll_failed(epoch, "warning")  # which was its own doing, before it was stopped
             else:
                 self.clean_up_failed(epoch.failure)
-        elif epoch.delay is not None and not self.evicted and self.publisher.members:
+        elif epoch.delay is not None and not self.evicted:
             self._restart(epoch, epoch.delay)
         else:
             self._conclude(epoch)

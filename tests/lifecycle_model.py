@@ -590,8 +590,11 @@ class Life:
         """Everything that can be seen from outside."""
         closing = [group.epoch for group in self.groups if group.evicted and not group.gone]
         accepting = [] if self.accepting is None else [self.accepting]
-        for group in accepting:
-            closing += [place for place, run in enumerate(group.runs, 1) if run is not group.run and not run.closed]
+        for group in self.groups:
+            if not group.gone:
+                # The latest opening of a group that is closing is what that says of itself.
+                others = group.runs[: group.epoch - 1] if group.evicted else [run for run in group.runs if run is not group.run]
+                closing += [place for place, run in enumerate(others, 1) if not run.closed]
         return {
             "opened": self.opens,
             "closed": sorted(self.closes),

@@ -121,3 +121,21 @@ async def test_who_disagrees_with_an_upstream_that_is_closing_is_the_next() -> N
             feed.clean_up.set()
             await settle()
             assert (feed.opened, feed.most_open) == (2, 1)
+
+
+class Incomparable:
+    """An initial state that has no answer to whether it is another, as arrays have none."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+async def test_values_that_cannot_be_compared_are_a_difference_unless_they_are_the_same() -> None:
+    same = Fold(Incomparable(), add)
+    async with SharedStreamManager() as manager, manager.subscribe(source_of({"fold": same})):
+        with pytest.raises(ValueError, match="is open with fold="):
+            await manager.subscribe(source_of({"fold": Fold(Incomparable(), add)})).__aenter__()
+        async with manager.subscribe(source_of({"fold": same})):
+            assert len(manager.statistics().groups["feed"].subscriptions) == 2
