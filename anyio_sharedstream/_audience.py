@@ -1,8 +1,8 @@
 """The subscribers of a group, and which of them an event concerns.
 
-Relies on `_mailbox` to take what it is given. Most subscribers want every event and have no policy of their own: for them there
-is one loop, `deliver`, which is the hottest of the library. The others cost what they ask for: a predicate is called once per
-event, however many share it, and an event that is routed touches those who asked for its route and nobody else.
+Relies on `_mailbox` and `_entries` to take what they are given. Most subscribers want every event and have no policy of their
+own: for them there is one loop, `deliver`, which is the hottest of the library. The others cost what they ask for: a predicate is
+called once per event, however many share it, and an event that is routed touches those who asked for its route and nobody else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a subscriber asks for, checked, and made into the subscription that does it.
 
-Relies on `_subscription` and `_entries`, whose classes it combines: how to receive, and what to do with events.
+Relies on `_subscription` for how to receive, and on `_entries`, `_lossy` and `_conflating` for what to do with events; it
+combines their classes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from anyio import CancelScope, get_cancelled_exc_class
 
 from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, UpstreamSilent, consists_of, without
 
-__all__ = ["Epoch"]
+__all__ = ["Epoch", "is_cancellation"]
 
 
 class Epoch:

@@ -1,6 +1,6 @@
 """The errors that subscribers see, and the copy that each of them gets.
 
-Relies on nothing but the language. One upstream failure is raised in every subscriber's task, and raising writes to an
+Relies on nothing else in the package. One upstream failure is raised in every subscriber's task, and raising writes to an
 exception: its traceback grows, its context is replaced, notes are added. So each raise works on a copy of its own
 (`private_copy`), kept for a subscription by its `Terminal`.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from anyio import BusyResourceError, ClosedResourceError, EndOfStream, WouldBlock
 
 __all__ = [
+    "STREAM_SIGNALS",
     "PollTerminated",
     "SharedStreamError",
     "SubscriberOverflow",
@@ -35,9 +36,9 @@ class SharedStreamError(Exception):
 class PollTerminated(SharedStreamError):
     """The upstream stopped without an error of its own that could be reported.
 
-    A source runs for the lifetime of its group, so returning is a failure. It is also raised, with the original as its
-    ``__cause__``, for what must not be raised in a subscriber as itself: a cancellation that nobody asked for, an
-    `anyio.EndOfStream` that leaked from the source, a `KeyboardInterrupt`.
+    A source runs for the lifetime of its group, so returning is a failure, unless its ``on_exhausted`` says otherwise. It is also
+    raised, with the original as its ``__cause__``, for what must not be raised in a subscriber as itself: a cancellation that
+    nobody asked for, an `anyio.EndOfStream` that leaked from the source, a `KeyboardInterrupt`.
     """
 
     key: Hashable
@@ -88,7 +89,7 @@ class UpstreamSilent(SharedStreamError):
     key: Hashable
     """the key of the upstream"""
     seconds: float
-    """the timeout"""
+    """the timeout, in seconds"""
 
     def __init__(self, key: Hashable, seconds: float) -> None:
         super().__init__(key, seconds)

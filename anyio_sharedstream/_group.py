@@ -1,7 +1,7 @@
-"""One group: everything that exists for one key while its upstream lives, or may live again. Its state, and no awaiting.
+"""One group: everything that exists for one key while its upstream lives, or may live again. Here is its subscribers' side.
 
-Relies on `_upstream` for the other side of it. Subscribers call in here through the manager and their subscriptions. Every method
-is synchronous, so whatever one of them decides is done before any other task can look.
+Relies on `_upstream` for the upstream's side, and for the state. Subscribers call in here through the manager and their
+subscriptions. Every method is synchronous, so whatever one of them decides is done before any other task can look.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Group(Upstream):
     def deserted(self) -> None:
         if self.source.linger and self.state in RUNNING:
             self._go(Move.LINGER)
-            self.timers.deserted()
+            self.timers.lingering()
         else:
             self._cancel()
         self.lines.write()

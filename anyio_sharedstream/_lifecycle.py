@@ -1,6 +1,7 @@
 """What a source may ask for beyond being opened and closed: the values, checked when they are made.
 
-Relies on nothing. What they mean is done elsewhere: by the group (`_group`, `_restarts`) and by what it remembers (`_history`).
+Relies on nothing. What they mean is done elsewhere: by the upstream's
+side of a group (`_upstream`, `_timers`, `_restarts`), and by what it remembers (`_history`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Fold:
     A joiner that asks for ``snapshot=True`` receives the state first. The library hands states around as they are: it neither
     changes nor copies them, so *step* should return a new one, or every holder of a `Snapshot` sees it change.
 
-    :raises TypeError: *step* cannot be called
+    :raises TypeError: *step* cannot be called, or *step* or *initial* must be awaited
     """
 
     initial: Any

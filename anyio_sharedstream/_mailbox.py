@@ -30,7 +30,6 @@ from anyio_sharedstream._statistics import SubscriptionStatistics
 __all__ = ["Mailbox"]
 
 T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
 
 
 class Mailbox(Buffer[T_co]):

@@ -32,7 +32,7 @@ class SharedStreamManager:
 
     Entered once, with ``async with``. It holds a task group, so it belongs into ``main`` or an application's lifespan, never into
     a generator that is handed out per request. An exception that leaves its body leaves it as itself. Leaving stops all
-    upstreams and takes as long as their clean-up does.
+    upstreams and takes as long as their clean-up does; if that wait is cancelled, so are the clean-ups.
 
     :param max_buffer_size: how many events a subscriber may be behind, unless `subscribe` is told otherwise; `math.inf` allowed
     :param logger: a structlog logger; without one, structlog's own if the application has configured structlog, else the
@@ -202,6 +202,8 @@ class SharedStreamManager:
 
     async def stop(self, key: Hashable) -> None:
         """Stop the upstream of *key* and wait until it, and any earlier one of the key, has closed.
+
+        The wait for each is no longer than its source's ``close_timeout``.
 
         Its subscribers receive what is in their buffers, then the end of the stream; the manager stays usable, and a new
         subscriber opens the upstream anew. Does nothing if there is none. If the wait is cancelled, the upstream goes on closing.

@@ -39,7 +39,7 @@ class Backend:
     async def let_woken_run(self) -> None:
         """Return after every task that was woken before this call has run, and a turn more; may raise a cancellation.
 
-        Trio may run this task before those that were woken with it. For asyncio, see `Group.before_suspension`.
+        Trio may run this task before those that were woken with it. For asyncio, see `Publisher.before_suspension`.
         """
         await checkpoint()
         await cancel_shielded_checkpoint()

@@ -1,4 +1,4 @@
-"""Parking on trio; imported only where trio runs."""
+"""Parking on trio; imported only where trio runs, and relies on trio alone."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Conflate:
     ``max_buffer_size`` bounds the number of different ``by(event)``; more of them are an overflow, as with `Fail`. What *by* or
     *merge* raises fails this subscriber, after what is in its buffer.
 
-    :raises TypeError: *by* or *merge* cannot be called
+    :raises TypeError: *by* or *merge* cannot be called, or must be awaited
     """
 
     by: Callable[[Any], Hashable]

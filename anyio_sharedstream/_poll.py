@@ -168,7 +168,7 @@ async def _pause(group: Group, epoch: Epoch, interruptible: bool) -> BaseExcepti
         with CancelScope(shield=not interruptible):
             if not epoch.over:
                 await group.backend.let_woken_run()
-        if not epoch.over:  # else others may be waiting by now, for what this one knows nothing of
+        if not epoch.over:  # else it is of no use any more, and others may be waiting with it
             await _hold(group.publisher.hold)
         if epoch.over and interruptible:
             # It may have come in the half of that which cannot be cancelled.

@@ -1,7 +1,7 @@
 """The key table: which group of a key accepts subscribers, which have yet to close, and the task group that runs them all.
 
-Relies on `_group` and `_poll`. Joining, evicting and aborting are synchronous; only `Registry.stop` and `Registry.close` await,
-and only for what has already been decided.
+Relies on `_group`, `_poll` and `_clock`. Joining, evicting and aborting are synchronous; only `Registry.stop` and
+`Registry.close` await, and only for what has already been decided.
 """
 
 from __future__ import annotations

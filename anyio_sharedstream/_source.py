@@ -36,8 +36,9 @@ class SharedSource(Generic[T_co]):
     key: Hashable
     """hashable and not None"""
     open: Callable[[], OpenedSource[T_co]]
-    """Called without arguments, once per group, in the manager's tasks and context. It returns an async iterable (a generator, an
-    anyio receive stream, ...) or an async context manager that gives one. What it returns is closed by the library."""
+    """Called without arguments, once per opening (again for each restart), in the manager's tasks and context. It returns an
+    async iterable (a generator, an anyio receive stream, ...) or an async context manager that gives one. What it returns is
+    closed by the library."""
     route_by: Callable[[T_co], Hashable] | None = None
     """Gives the route of an event, for subscribers that ask for some routes only. What it raises is a failure of the upstream,
     and so is a route that is not hashable."""
@@ -54,7 +55,8 @@ class SharedSource(Generic[T_co]):
     """What it means that the upstream returns: `PollTerminated` ("fail", which no restart follows), the end of the stream
     ("end"), or a restart ("restart"), whatever the errors are after which ``restart`` asks for one."""
     replay: int = 0
-    """How many of the latest events a joiner receives first, less those that its ``where`` and ``routes`` refuse."""
+    """How many of the latest events of this opening a joiner receives first, less those that its ``where`` and ``routes``
+    refuse."""
     replay_max_age: float | None = None
     """the age in seconds above which events are not replayed"""
     fold: Fold | None = None

@@ -1,7 +1,7 @@
 """The states of a group, and the ways between them: one table, and nothing that awaits.
 
-Relies on nothing. What is not in the table cannot happen: a step that it does not know is a `KeyError`, at the moment of the
-mistake. ``docs/lifecycle.md`` has the picture.
+Relies on `_statistics` for the public names alone. What is not in the table cannot happen: a step that it does not know is a
+`KeyError`, at the moment of the mistake. ``docs/lifecycle.md`` has the picture.
 """
 
 from __future__ import annotations

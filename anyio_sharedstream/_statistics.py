@@ -1,4 +1,7 @@
-"""What can be seen from outside: frozen snapshots, taken when somebody asks and costing nothing before."""
+"""What can be seen from outside: frozen snapshots, taken when somebody asks and costing nothing before.
+
+Relies on `_policies` for a type alone.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +52,13 @@ class GroupStatistics:
     epoch: int
     """how often the upstream has been opened"""
     restarts: int
-    """how often it has failed and was, or will be, opened again"""
+    """how often it has failed or returned and was, or will be, opened again"""
     last_error: BaseException | None
-    """what ended it last, as a copy without traceback, cause and context"""
+    """what ended it last, as a copy without traceback, cause and context; None if nothing has"""
     opened_at: float | None
-    """since when it has been open, in the event loop's seconds (`anyio.current_time`); None while it is not"""
+    """since when this opening has been live, in the event loop's seconds (`anyio.current_time`); None if it has not been"""
     last_event_at: float | None
-    """when it last yielded something, in the same seconds"""
+    """when events were last published, in the same seconds; None before the first"""
     events_published: int
     """events published since the group started"""
     subscriptions: tuple[SubscriptionStatistics, ...]

@@ -83,12 +83,15 @@ class Receiver(Mailbox[T_co]):
         With events ready it may return without yielding to the event loop, but yields at least once in 64 events. If a
         cancellation is raised here, a scope's or a native one, no event was taken.
 
-        :raises ~anyio.EndOfStream: the upstream was stopped, and everything before has been received
+        :raises ~anyio.EndOfStream: the upstream was stopped, or returned with ``on_exhausted="end"``, and everything before has
+            been received
         :raises ~anyio.ClosedResourceError: this subscription was closed
         :raises ~anyio.BusyResourceError: another task is receiving
         :raises PollTerminated: the upstream stopped without an error of its own
         :raises SubscriberOverflow: this subscriber fell too far behind
-        :raises Exception: whatever ended the upstream, as a copy of this subscriber's own
+        :raises Exception: whatever ended the upstream, as a copy of this subscriber's own; or what a function of this subscriber
+            has raised, and `SharedStreamError` in place of what a stream would say of itself
+        :raises RuntimeError: the subscription has not been entered
         """
         for event in self._ready:
             return event
@@ -164,10 +167,9 @@ class Receiver(Mailbox[T_co]):
                     self._last_of = host
 
     async def aclose(self) -> None:
-        """Leave as `close` does; whoever leaves last then waits until the upstream has closed.
+        """Leave as `close` does; whoever leaves last then waits until the upstream has closed, or for its ``close_timeout``.
 
-        If the wait is cancelled, the upstream goes on closing and the manager waits for it. Not being the last is no
-        checkpoint.
+        If the wait is cancelled, the upstream goes on closing and the manager waits. Not being the last is no checkpoint.
         """
         self.close()
         if self._last_of is not None:
@@ -179,6 +181,7 @@ class Receiver(Mailbox[T_co]):
 
         :raises RuntimeError: the manager is not running, the subscription was entered or closed before, or another subscriber
             of the key has the same id
+        :raises ValueError: the key is open with other policies, as `SharedSource` has them
         """
         registry, self._registry = self._registry, None
         if registry is None:
@@ -237,9 +240,10 @@ class Receiver(Mailbox[T_co]):
 class Subscription(Receiver[T_co], ObjectReceiveStream[T_co]):
     """One subscriber's end of a shared upstream: an `anyio.abc.ObjectReceiveStream` with a bounded buffer of its own.
 
-    Made by `SharedStreamManager.subscribe`, and registered from entering (``async with``) until leaving. It gives exactly the
-    events published in between, in order, and then exactly one terminal, which every later receive repeats: the upstream's own
-    exception, `PollTerminated`, `SubscriberOverflow`, or the end of the stream.
+    Made by `SharedStreamManager.subscribe`, and registered from entering (``async with``) until leaving. Unless it or its source
+    asks for something else (a filter, gaps, snapshots, a replay), it gives exactly the events published in between, in order.
+    Then it gives exactly one terminal, which every later receive repeats: the upstream's own exception, `UpstreamSilent`,
+    `PollTerminated`, `SubscriberOverflow`, what a function of its own has raised, or the end of the stream.
     """
 
     __slots__ = ()
@@ -271,7 +275,7 @@ class Batches(Generic[T_co]):
     async def __anext__(self) -> tuple[T_co, ...]:
         stream = self._stream
         try:
-            # Written out for a reader that keeps up, as in `Subscription.__anext__`.
+            # Written out for a reader that keeps up, as in `Receiver.__anext__`.
             create_waiter = stream._create_waiter
             if create_waiter is not None and not (
                 stream._chunk or stream._backlogged or stream._reading or length_hint(stream._ready)

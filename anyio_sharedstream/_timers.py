@@ -1,6 +1,7 @@
 """The times that a group keeps, as its source asks for: lingering, a cohort, silence, and closing for too long.
 
-Relies on `_clock`. A timer that comes up says so to the group, which decides; those that nobody asked for do not exist.
+Relies on `_clock`, and on `_publisher` for when the latest event came. A timer that comes up says so to the group, which decides;
+those that nobody asked for do not exist.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class NoTimers:
     def joined(self, subscribers: int) -> None:
         """Somebody has come, and so many are there now."""
 
-    def deserted(self) -> None:
+    def lingering(self) -> None:
         """The upstream outlives its subscribers for a while, from now on."""
 
     def opening(self) -> None:
@@ -68,7 +69,7 @@ class Timers(NoTimers):
         source = group.source
         self._group = group
         self._now = group.backend.clock
-        self._opening_at = 0.0
+        self._silent_since = 0.0
         self._linger = Timer(clock, group.lingered, source.linger)
         self._silence = Timer(clock, self._check_silence, source.silence_timeout)
         self._closing = Timer(clock, group.closing_late, source.close_timeout)
@@ -90,11 +91,11 @@ class Timers(NoTimers):
         self.cohort.set()
         self._grace.stop()
 
-    def deserted(self) -> None:
+    def lingering(self) -> None:
         self._linger.start(self._now())
 
     def opening(self) -> None:
-        self._opening_at = self._now()
+        self._silent_since = self._now()
         self._watch()
 
     def closing(self, epoch: Epoch) -> None:
@@ -112,12 +113,12 @@ class Timers(NoTimers):
 
     def _watch(self) -> None:
         publisher = self._group.publisher
-        self._silence.start(max(self._opening_at, publisher.last_event_at or 0.0, publisher.hold.ended_at))
+        self._silence.start(max(self._silent_since, publisher.last_event_at or 0.0, publisher.hold.ended_at))
 
     def _check_silence(self) -> None:
         """Look at the time of the latest event. Moving the deadline at every event instead would cost something at every one."""
         if self._group.publisher.hold.active:
-            self._opening_at = self._now()  # it is we who have it wait; that ends at the earliest now
+            self._silent_since = self._now()  # it is we who have it wait; that ends at the earliest now
         self._watch()
         if self._silence.deadline is not None and self._silence.deadline <= self._now():
             self._silence.stop()

@@ -37,6 +37,7 @@ OpenedStream: TypeAlias = AsyncIterable[Any] | AbstractAsyncContextManager[Async
 class EventTrigger(Protocol):
     """What `TriggerRunner` takes for a trigger. `BaseEventTrigger` says what each method is for; it need not be inherited.
 
+    A trigger may also have ``subscription_options`` and ``shared_stream_policies``; without them, nothing is asked for.
     This is for type checkers, and for `isinstance` where somebody needs it; the runner calls no method without need.
     """
 

@@ -96,7 +96,7 @@ class Upstream(ABC):
     # Opening.
 
     def opening(self, epoch: Epoch) -> None:
-        """The upstream is about to be opened, unless a logger that is told of it has objections."""
+        """The upstream is about to be opened, unless a logger ends it. Raises what the fold's ``initial`` raises."""
         self._go(Move.OPEN)
         epoch.opened = True
         self.epoch += 1

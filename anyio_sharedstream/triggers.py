@@ -64,7 +64,7 @@ class BaseEventTrigger(ABC):
 
     @classmethod
     def open_shared_stream(cls, kwargs: dict[str, Any]) -> OpenedStream:
-        """Open the stream of a key, once for all triggers that share it; usually an async generator.
+        """Open the stream of a key, once for all triggers that share it, and for each restart; usually an async generator.
 
         :param kwargs: what `serialize` gave for the first of those triggers: take from it only what the key implies
         """
