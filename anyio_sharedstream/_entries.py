@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import BusyResourceError, NoEventLoopError, current_time
+from anyio import BusyResourceError, current_time
 
 from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._history import History
@@ -244,6 +244,6 @@ class Blocking(Entries[T_co]):
             return statistics
         try:
             now = current_time()
-        except NoEventLoopError:  # somebody asks from a thread
+        except RuntimeError:  # no event loop runs here: somebody asks from a thread
             return statistics
         return replace(statistics, held_seconds=self._held + now - self._held_since)

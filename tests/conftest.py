@@ -29,17 +29,10 @@ def backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def modules_are_no_garbage() -> Iterator[None]:
-    """What has been imported stays, and looking through it again after every test would take most of the time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def no_garbage() -> Iterator[None]:
     """Collect after each test, so that an unclosed resource fails the test that left it and not a later one."""
     yield
     gc.collect()
+    # What is alive now stays: modules, and pytest's reports. Looking through them after every test would take most of the time.
+    gc.freeze()
