@@ -58,8 +58,10 @@ async def test_what_hung_and_comes_back_does_not_touch_the_hold_of_its_successor
             with anyio.CancelScope(shield=True):
                 await comes_back.wait()
             yield -1
-        for number in range(100):
+        number = 0
+        while True:
             yield number
+            number += 1
 
     source = SharedSource(key="feed", open=play, silence_timeout=100, close_timeout=1, restart=AT_ONCE)
     async with managed() as manager, manager.subscribe(source, overflow=Block(math.inf), max_buffer_size=3) as stream:
