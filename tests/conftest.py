@@ -29,6 +29,12 @@ def backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def thaw_in_the_end() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_garbage() -> Iterator[None]:
     """Collect after each test, so that an unclosed resource fails the test that left it and not a later one."""
