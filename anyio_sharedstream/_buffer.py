@@ -105,8 +105,12 @@ class Buffer(Generic[T_co]):
 
     def _is_behind(self, untaken: int, size: int, earlier: int) -> bool:
         """Whether that is so also without what was replayed, which it takes first."""
-        untaken -= max(0, self._replayed - self._taken())
+        untaken -= self._replay_left()
         return untaken > earlier and untaken + size > self._max_buffer_size
+
+    def _replay_left(self) -> int:
+        """How many of the untaken events were published before it came, and so do not count. They are taken first."""
+        return max(0, self._replayed - self._taken()) if self._replayed else 0
 
     def _open_backlog(self) -> MemoryObjectSendStream[tuple[T_co, ...]]:
         feed, self._backlog = create_memory_object_stream[tuple[T_co, ...]](self._capacity())

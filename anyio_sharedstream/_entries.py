@@ -9,9 +9,7 @@ synchronous, and nothing here depends on another subscriber.
 from __future__ import annotations
 
 import math
-from asyncio import InvalidStateError
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -50,7 +48,6 @@ class Entries(Mailbox[T_co]):
         self._gaps = gaps
         self._snapshot = False  # whether it is to be given the states
         self._history = _NO_HISTORY
-        self._replayed = 0  # of the queued events, how many were published before it came, and so do not count
         self._marks = 0
         self._tail: dict[str, Mark] = {}  # the marks behind the last event, by kind: of each there is but one
         self._unreported = False  # whether it has begun to miss events, and nobody knows
@@ -115,7 +112,7 @@ class Entries(Mailbox[T_co]):
 
     def _unread(self) -> int:
         """How many events count against the bound."""
-        return self._queued - self._replayed
+        return self._queued - self._replay_left()
 
     def _exempt(self, turn: int) -> bool:
         """Whether it had taken everything when this turn of the source began, and so has room for whatever the turn brings.
@@ -134,10 +131,8 @@ class Entries(Mailbox[T_co]):
         """Everything of a publication is stored: let a parked reader look."""
         self._taken_at_yield = self._received
         self._peak = max(self._peak, self._queued)
-        if self._backlogged and self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
-            with suppress(InvalidStateError):  # on its way out of a cancellation; the next call finds the entries
-                self._wake_waiter(waiter, None)
+        if self._backlogged:
+            self._wake_reader()
 
     # Receiving, in place of what `Mailbox` does with chunks.
 
@@ -164,8 +159,6 @@ class Entries(Mailbox[T_co]):
             entry = self._take_entry()
         self._queued -= 1
         self._received += 1
-        if self._replayed:
-            self._replayed -= 1
         return entry  # type: ignore[no-any-return]
 
     def _take(self, limit: int) -> tuple[T_co, ...]:

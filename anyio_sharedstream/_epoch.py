@@ -19,9 +19,9 @@ __all__ = ["Epoch", "is_cancellation"]
 class Epoch:
     """What the poll task and the group know of one opening."""
 
-    def __init__(self, number: int, scope: CancelScope | None) -> None:
+    def __init__(self, number: int, *, watched: bool) -> None:
         self.number = number
-        self.scope = scope
+        self.scope = CancelScope() if watched else None
         """what silence cancels, if it is watched for"""
         self.opened = False
         """whether ``open`` has been called"""

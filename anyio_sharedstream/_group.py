@@ -77,7 +77,7 @@ class Group(Upstream):
             key=self.key,
             state=self.state.public,
             epoch=self.epoch,
-            restarts=self._restarted,
+            restarts=self.current.number - 1,
             last_error=self._last_error,
             opened_at=self.current.live_at,
             last_event_at=self.publisher.last_event_at,

@@ -1,7 +1,7 @@
 """What a source may ask for beyond being opened and closed: the values, checked when they are made.
 
-Relies on nothing. What they mean is done elsewhere: by the upstream's
-side of a group (`_upstream`, `_timers`, `_restarts`), and by what it remembers (`_history`).
+Relies on nothing. What they mean is done elsewhere: by the upstream's side of a group (`_upstream`, `_timers`, `_restarts`), and
+by what it remembers (`_history`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -102,7 +102,7 @@ class SourcePolicies(TypedDict, total=False):
     close_timeout: float | None
 
 
-def check_policies(policies: SourcePolicies) -> None:
+def check_policies(policies: Mapping[str, Any]) -> None:
     """Raise what is wrong with policies, each and together; all of them must be given."""
     if policies["route_by"] is not None:
         check_function("route_by", policies["route_by"], "a function of an event")
@@ -110,15 +110,15 @@ def check_policies(policies: SourcePolicies) -> None:
     check_count("min_subscribers", policies["min_subscribers"], least=1)
     check_count("replay", policies["replay"], least=0, most=sys.maxsize)
     for name, zero in (("cohort_grace", True), ("close_timeout", True), ("replay_max_age", False), ("silence_timeout", False)):
-        if policies[name] is not None:  # type: ignore[literal-required]
-            check_seconds(name, policies[name], zero=zero)  # type: ignore[literal-required]
+        if policies[name] is not None:
+            check_seconds(name, policies[name], zero=zero)
     for name, kind in (("restart", Restart), ("fold", Fold)):
-        if not isinstance(policies[name], kind | None):  # type: ignore[literal-required]
-            raise TypeError(f"{name} must be a {kind.__name__}, not {policies[name]!r}")  # type: ignore[literal-required]
+        if not isinstance(policies[name], kind | None):
+            raise TypeError(f"{name} must be a {kind.__name__}, not {policies[name]!r}")
     _check_together(policies)
 
 
-def _check_together(policies: SourcePolicies) -> None:
+def _check_together(policies: Mapping[str, Any]) -> None:
     if policies["on_exhausted"] not in ("fail", "end", "restart"):
         raise ValueError(f'on_exhausted must be "fail", "end" or "restart", not {policies["on_exhausted"]!r}')
     if policies["on_exhausted"] == "restart" and policies["restart"] is None:
@@ -127,11 +127,11 @@ def _check_together(policies: SourcePolicies) -> None:
         raise ValueError(f"replay_max_age={policies['replay_max_age']!r} needs replay=, the number of events")
 
 
-def check_seconds(name: str, value: object, *, zero: bool = False, infinite: bool = False) -> None:
+def check_seconds(name: str, value: Any, *, zero: bool = False, infinite: bool = False) -> None:
     """Raise what is wrong with a time."""
-    fits = _is_number(value) and (value > 0 or (zero and value == 0))  # type: ignore[operator]
+    fits = _is_number(value) and (value > 0 or (zero and value == 0))
     # No clock can add an integer to its time that is larger than any float.
-    if not fits or (value > sys.float_info.max and not (infinite and value == math.inf)):  # type: ignore[operator]
+    if not fits or (value > sys.float_info.max and not (infinite and value == math.inf)):
         wanted = "a number of seconds, zero or more" if zero else "a positive number of seconds"
         raise ValueError(f"{name} must be {wanted}{' or math.inf' if infinite else ''}, not {value!r}")
 

@@ -80,7 +80,7 @@ class Dropping(_Bounded[T_co]):
 
     def _make_room(self, events: tuple[Any, ...], excess: int) -> tuple[Any, ...]:
         """Drop the oldest; returns what is left of *events*. What was replayed is older than all that counts."""
-        excess += self._replayed
+        excess += self._replay_left()
         stored = min(excess, self._queued)
         # Kept until all is done: an event's finaliser is foreign code, and may close this very stream.
         dropped: list[Any] = []

@@ -87,14 +87,11 @@ class Mailbox(Buffer[T_co]):
         """Take what was chosen for this subscriber alone; False if that is more than it may be behind."""
         earlier = self._accepted_in(turn)
         self._accept_in(turn, len(events))
-        waiter = self._waiter
-        if waiter is None:
+        if self._waiter is None:
             return self._accept(events, earlier)
-        self._waiter = None
         self._chunk = events
         self._peak = max(self._peak, len(events))
-        with suppress(InvalidStateError):  # on its way out of a cancellation; the next call finds the events
-            self._wake_waiter(waiter, None)
+        self._wake_reader()
         return True
 
     def _accepted_in(self, turn: int) -> int:
@@ -189,9 +186,13 @@ class Mailbox(Buffer[T_co]):
     def _dismiss_reader(self) -> None:
         """Let a parked reader look again, and let no reader park any more."""
         self._create_waiter = None
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        """Let a parked reader look again."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            with suppress(InvalidStateError):
+            with suppress(InvalidStateError):  # on its way out of a cancellation; the next call finds what there is
                 self._wake_waiter(waiter, None)
 
     # Looking.

@@ -75,7 +75,7 @@ class SharedSource(Generic[T_co]):
             raise TypeError(f"open must be a callable without arguments, not {self.open!r}")
         policies = {name: getattr(self, name) for name, default in _POLICIES.items() if getattr(self, name) is not default}
         if policies:
-            check_policies(cast(SourcePolicies, {**_POLICIES, **policies}))
+            check_policies({**_POLICIES, **policies})
         object.__setattr__(self, "_plain", not policies)
 
 

@@ -66,9 +66,8 @@ class Receiver(Mailbox[T_co]):
     @property
     def epoch(self) -> int:
         """How often the upstream has been opened, up to now or until this subscription has ended; 0 before the first time."""
-        if self._ended_in is not None:
-            return self._ended_in
-        return 0 if self._host is None else self._host.epoch
+        now = 0 if self._host is None else self._host.epoch
+        return now if self._ended_in is None else self._ended_in
 
     def statistics(self) -> SubscriptionStatistics:
         """Return a snapshot of this subscriber's buffer."""
@@ -179,8 +178,7 @@ class Receiver(Mailbox[T_co]):
     async def __aenter__(self) -> Self:
         """Register without yielding to the event loop; from here on, nothing that is published is missed.
 
-        :raises RuntimeError: the manager is not running, the subscription was entered or closed before, or another subscriber
-            of the key has the same id
+        :raises RuntimeError: the manager is not running, this was entered or closed before, or the id is taken in the key
         :raises ValueError: the key is open with other policies, as `SharedSource` has them
         """
         registry, self._registry = self._registry, None

@@ -69,29 +69,29 @@ class Upstream(ABC):
         self.stillborn = False
         """whether it was evicted while it waited, and so will never open"""
         self.state = State.WAITING
-        self.evicted = False
         self.scope = CancelScope()
         self.released = Event()
         """its upstream has closed, or has taken too long for that"""
         self.lines = Lines(owner.log, self.key)
         self.publisher = Publisher(source, self, backend)
-        self.current = self._next_epoch(1)
+        self.current = Epoch(1, watched=source.silence_timeout is not None)
         self.hung: list[Epoch] = []
         """earlier openings that have yet to close, though another followed"""
         self.epoch = 0
-        """how often the upstream has been opened"""
+        """how often the upstream has been opened: the current number or one less, but every leave asks for it"""
         self.reopen: Callable[[Epoch, float], object] | None = None
         """starts a poll task for another opening, after so many seconds"""
         self._owner = owner
         self._restarts = None if source.restart is None else Restarts(source.restart, source.on_exhausted)
-        self._restarted = 0
         self._last_error: BaseException | None = None
         self._left_with: BaseException | None = None  # what left the upstream, until that has been dealt with
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
         self.timers = make_timers(self, owner.clock)
 
-    def _next_epoch(self, number: int) -> Epoch:
-        return Epoch(number, None if self.source.silence_timeout is None else CancelScope())
+    @property
+    def evicted(self) -> bool:
+        """Whether the key is free."""
+        return self.state is State.CLOSING
 
     # Opening.
 
@@ -99,7 +99,7 @@ class Upstream(ABC):
         """The upstream is about to be opened, unless a logger ends it. Raises what the fold's ``initial`` raises."""
         self._go(Move.OPEN)
         epoch.opened = True
-        self.epoch += 1
+        self.epoch = epoch.number
         self.timers.opening()
         self.publisher.begin_history()
         self.lines.write()
@@ -119,7 +119,6 @@ class Upstream(ABC):
         self.stillborn = self.state is State.WAITING
         if self.state is State.FAILING:
             self.publisher.history.running = True  # no other follows, so it is still of this upstream
-        self.evicted = True
         self._go(Move.END)
         self.current.over = True
         self.publisher.hold.end()
@@ -250,10 +249,9 @@ class Upstream(ABC):
         if self.state is not State.FAILING:
             self._fail_over(epoch)
         self._go(Move.BACK_OFF)
-        self._restarted += 1
         self.publisher.interrupt()
         self._poll_failed(epoch, "warning", restart_in=delay)
-        self.current = self._next_epoch(epoch.number + 1)
+        self.current = Epoch(epoch.number + 1, watched=epoch.scope is not None)
         self.reopen(self.current, delay)
 
     def _conclude(self, epoch: Epoch) -> None:

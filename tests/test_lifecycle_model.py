@@ -9,11 +9,12 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.lifecycle_model import CLOSE, DELAY, GRACE, LINGER, SILENCE, SLOW, Life, Terms, Wish
 from tests.lifecycle_play import Action, Scene, play
+from tests.properties import on_each
 from tests.virtual_time import run
 
 
@@ -103,16 +104,7 @@ STILLBORN: list[Scene] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning")  # see `test_model`
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=300,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@on_each(["asyncio", "trio"], max_examples=300)
 @given(terms=terms_, program=programs)
 @example(terms=Terms(replay=4, age=3.0), program=OLD)
 @example(terms=Terms(restart=True, most=3), program=FAILURES)

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 import structlog
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sharedstream import (
@@ -30,6 +30,7 @@ from anyio_sharedstream import (
     SubscriberOverflow,
 )
 from tests.policies_support import missing, parity, publish
+from tests.properties import on_each
 from tests.support import Feed, settle, until
 from tests.sweep import Reader, drain, managed, noted
 from tests.virtual_time import in_virtual_time, run
@@ -399,16 +400,7 @@ actions = st.one_of(joins, publications, publications, receptions, receptions, r
 programs = st.builds(lambda first, others: [first, *others], joins, st.lists(actions, max_size=25))
 
 
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning")
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=200,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@on_each(["asyncio", "trio"], max_examples=200)
 @given(program=programs, replay=st.sampled_from([0, 1, 5, 100]))
 def test_who_is_told_of_gaps_overflows_exactly_when_it_would_otherwise(
     backend: str, program: list[tuple[Any, ...]], replay: int

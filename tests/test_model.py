@@ -7,13 +7,13 @@ from itertools import chain
 from typing import Any
 
 import anyio
-import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sharedstream import SharedStreamManager
 from tests.conftest import BACKENDS
 from tests.model_play import KEYS, WAYS, Action, Play, Step, Way
+from tests.properties import on_each
 from tests.support import idle, until
 from tests.sweep import nothing_left
 
@@ -193,18 +193,7 @@ SPLIT_TURN = on_and_on(7, 63, ("enter", 0, 0, 1), 2)
 SPLIT_STEP = on_and_on("receive", 1, ("enter", 0, 0, 1), "suspend", 1)
 
 
-# hypothesis asks the garbage collector who refers to its random generator. Older versions do so only in here, when `conftest`
-# has taken what would be found out of the collector's sight. Nothing is wrong.
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning")
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=200,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@on_each(BACKENDS, max_examples=200)
 @given(program=programs)
 @example(program=SUBSCRIBERS)
 @example(program=ENDS)

@@ -12,12 +12,13 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anyio_sharedstream import Conflate, DropNewest, DropOldest, Fail, Latest, PollTerminated, SharedSource, SharedStreamManager
 from tests.conftest import BACKENDS
 from tests.policies_model import POISON, POLICIES, Event, Expected, even, seen, symbol
+from tests.properties import on_each
 from tests.support import idle, settle, until
 from tests.sweep import noted, nothing_left
 
@@ -278,16 +279,7 @@ PARTS: list[Action] = [
 REFUSED: list[Action] = [("enter", DropOldest(), 8, even, True), ("publish", (2, 2), (1, 0))]
 
 
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning")
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=100,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@on_each(BACKENDS, max_examples=100)
 @given(program=programs)
 @example(program=BUSY)
 @example(program=LEFT)

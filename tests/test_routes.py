@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_sharedstream import SharedSource, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import Block, Fail, Latest, SharedSource, SharedStreamManager, SubscriberOverflow
 from tests.contract_support import EVERY_POLICY, drain, even, routed
 from tests.support import Feed, settle, until
 
@@ -190,13 +191,13 @@ def counted_calls() -> Iterator[list[str]]:
         sys.setprofile(None)
 
 
-async def cost_of_events(subscribers: int, routes: int) -> tuple[int, int]:
+async def cost_of_events(subscribers: int, routes: int, policy: Any) -> tuple[int, int]:
     """How many calls, and how many looks at a route, it takes to publish one event for each of ten routes."""
     feed = Feed()
     async with SharedStreamManager() as manager:
         source = routed(feed, lambda number: Route(number))
         for number in range(subscribers):
-            await joined(manager, source, routes=[Route(number % routes)])
+            await joined(manager, source, routes=[Route(number % routes)], overflow=policy)
         probe = await joined(manager, source, routes=[Route(9)])
         feed.emit(*range(10))
         Route.hashed = 0
@@ -208,8 +209,9 @@ async def cost_of_events(subscribers: int, routes: int) -> tuple[int, int]:
     return len(calls), hashed
 
 
-async def test_an_event_costs_what_its_own_subscribers_cost_however_many_others_there_are() -> None:
-    calls, hashed = await cost_of_events(10_000, 1_000)
-    few_calls, few_hashed = await cost_of_events(100, 10)
+@pytest.mark.parametrize("policy", [Fail(), Block(math.inf), Latest()], ids=repr)
+async def test_an_event_costs_what_its_own_subscribers_cost_however_many_others_there_are(policy: Any) -> None:
+    calls, hashed = await cost_of_events(10_000, 1_000, policy)
+    few_calls, few_hashed = await cost_of_events(100, 10, policy)
     assert hashed == few_hashed <= 3 * 10
     assert calls <= 1.1 * few_calls  # of the same order, but for what an event loop does beside

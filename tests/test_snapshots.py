@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 import structlog
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_sharedstream import (
@@ -33,6 +33,7 @@ from anyio_sharedstream import (
     SubscriberOverflow,
 )
 from tests.policies_support import end, missing, publish
+from tests.properties import on_each
 from tests.support import Feed, settle, until
 from tests.sweep import drain, managed, noted
 from tests.virtual_time import run
@@ -530,16 +531,7 @@ programs = st.builds(
 )
 
 
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning")
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=200,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@on_each(["asyncio", "trio"], max_examples=200)
 @given(program=programs)
 def test_what_anybody_has_received_always_adds_up_to_the_state(backend: str, program: list[tuple[Any, ...]]) -> None:
     run(partial(play, program), backend=backend)
