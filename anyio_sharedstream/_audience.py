@@ -12,7 +12,10 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from anyio_sharedstream._accounts import Choosy
+from anyio_sharedstream._answering import Answering
 from anyio_sharedstream._entries import Entries
+from anyio_sharedstream._ledger import Chunk
 from anyio_sharedstream._mailbox import Mailbox
 
 __all__ = ["Audience", "Failed", "deliver"]
@@ -21,8 +24,9 @@ T = TypeVar("T")
 Predicate = Callable[[Any], object]
 #: A mailbox that can take no more, and what one of its own functions has raised; None if it is too far behind.
 Failed = tuple[Mailbox[Any], BaseException | None]
-#: What a predicate has chosen, how many events it has refused, and what it has raised in the end.
-Choice = tuple[tuple[Any, ...], int, BaseException | None]
+#: What a predicate has chosen, and at which places; how many events it has refused; at which places, the first being the one at
+#: which it has raised, it could say nothing; and what it has raised.
+Choice = tuple[tuple[Any, ...], Sequence[int], int, Sequence[int], BaseException | None]
 
 
 class Audience:
@@ -67,12 +71,15 @@ class Audience:
         """Raise what looking a route up raises: hashing and comparing are foreign code."""
         self._routes.get(route)
 
-    def publish(self, events: tuple[Any, ...], routes: Sequence[Hashable], turn: int, earlier: int) -> list[Failed]:
+    def publish(
+        self, events: tuple[Any, ...], routes: Sequence[Hashable], turn: int, earlier: int, chunk: Chunk | None = None
+    ) -> list[Failed]:
         """Give everyone what concerns them; returns who cannot go on.
 
         :param routes: those of the events, or nothing if the source has none
         :param turn: the number of the source's turn
         :param earlier: how many events were published in the same turn
+        :param chunk: where it is noted who is given what, if the events are to be acknowledged
         """
         # All lists are made first, each at one stroke: predicates and finalisers are foreign code, and may join and leave.
         everyone = list(self._plain)
@@ -81,7 +88,7 @@ class Audience:
             offers += self._routed(routes)
         failed: list[Failed] = [(mailbox, None) for mailbox in deliver(events, everyone, self._wake, earlier)]
         if offers:
-            offer = _Offer(events, turn, self.missing)
+            offer = _Offer(events, turn, self.missing) if chunk is None else _AckOffer(events, turn, self.missing, chunk)
             failed += [failure for mailbox, places in offers if (failure := offer.to(mailbox, places)) is not None]
         return failed
 
@@ -107,6 +114,7 @@ class _Offer:
 
     def __init__(self, events: tuple[Any, ...], turn: int, missing: list[Mailbox[Any]]) -> None:
         self._events = events
+        self._all = range(len(events))
         self._turn = turn
         self._missing = missing
         self._verdicts: dict[int, dict[int, bool | BaseException]] = {}
@@ -114,12 +122,13 @@ class _Offer:
 
     def to(self, mailbox: Mailbox[Any], places: Sequence[int] | None, *, replayed: bool = False) -> Failed | None:
         """Offer the events at these places (all, if None); says if that is the end of the subscriber."""
-        if mailbox._over:
-            return None
-        events, refused, error = self._choose(mailbox._where, places)
-        if mailbox._over:
+        choice: Choice | None = None if mailbox._over else self._choose(mailbox._where, places)
+        if choice is None or mailbox._over:
+            self._missed(mailbox, places)
             return None  # by its own predicate, or another's
+        events, chosen, refused, unsaid, error = choice
         mailbox._refused += refused
+        self._given(mailbox, chosen, unsaid)
         try:
             if events and replayed:
                 mailbox._prefill(events)
@@ -132,20 +141,28 @@ class _Offer:
             self._missing.append(mailbox)
         return None if error is None else (mailbox, error)
 
+    def _given(self, mailbox: Mailbox[Any], chosen: Sequence[int], unsaid: Sequence[int]) -> None:
+        """It is given the events at the chosen places, and for want of a predicate that works, none at the last ones."""
+
+    def _missed(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> None:
+        """It has gone before the events at these places could be offered."""
+
     def _choose(self, where: Predicate | None, places: Sequence[int] | None) -> Choice:
         if where is None:
-            return self._events if places is None else tuple(self._events[place] for place in places), 0, None
+            if places is None:
+                return self._events, self._all, 0, (), None
+            return self._at(places), places, 0, (), None
         if places is not None:
             return self._ask(where, places)
         if id(where) not in self._chosen:
-            self._chosen[id(where)] = self._ask(where, range(len(self._events)))
+            self._chosen[id(where)] = self._ask(where, self._all)
         return self._chosen[id(where)]
 
     def _ask(self, where: Predicate, places: Sequence[int]) -> Choice:
         verdicts = self._verdicts.setdefault(id(where), {})
-        chosen: list[Any] = []
+        chosen: list[int] = []
         refused = 0
-        for place in places:
+        for asked, place in enumerate(places):
             if place not in verdicts:
                 try:
                     verdicts[place] = bool(where(self._events[place]))
@@ -153,12 +170,41 @@ class _Offer:
                     verdicts[place] = exc
             verdict = verdicts[place]
             if isinstance(verdict, BaseException):
-                return tuple(chosen), refused, verdict
+                return self._at(chosen), chosen, refused, places[asked:], verdict
             if verdict:
-                chosen.append(self._events[place])
+                chosen.append(place)
             else:
                 refused += 1
-        return tuple(chosen), refused, None
+        return self._at(chosen), chosen, refused, (), None
+
+    def _at(self, places: Sequence[int]) -> tuple[Any, ...]:
+        return tuple(self._events[place] for place in places)
+
+
+class _AckOffer(_Offer):
+    """The same, for events that are to be acknowledged: who chooses is counted for what it is given, and for nothing else."""
+
+    def __init__(self, events: tuple[Any, ...], turn: int, missing: list[Mailbox[Any]], chunk: Chunk) -> None:
+        super().__init__(events, turn, missing)
+        self._chunk = chunk
+
+    def _given(self, mailbox: Mailbox[Any], chosen: Sequence[int], unsaid: Sequence[int]) -> None:
+        account = mailbox._account if isinstance(mailbox, Answering) else None
+        if not isinstance(account, Choosy):
+            return
+        if chosen:
+            account.give(self._chunk, chosen)
+        if unsaid:
+            self._chunk.record(unsaid[0]).failed += 1
+            self._release(unsaid[1:])
+
+    def _missed(self, mailbox: Mailbox[Any], places: Sequence[int] | None) -> None:
+        if mailbox._where is not None or mailbox._routes is not None:
+            self._release(self._all if places is None else places)
+
+    def _release(self, places: Sequence[int]) -> None:
+        for place in places:
+            self._chunk.record(place).released += 1
 
 
 def deliver(

@@ -185,6 +185,10 @@ class Buffer(Generic[T_co]):
         self._remaining = []
         self._close_backlog()
 
+    def _empty(self) -> None:
+        """Drop everything, and go on."""
+        self._drop()
+
     def _capacity(self) -> float:
         # Every chunk holds an event at least, so a stream of as many chunks as there may be events never fills.
         return max(self._max_buffer_size, TURN) + self._replayed

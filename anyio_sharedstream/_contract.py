@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar, cast
 
+from anyio_sharedstream._acknowledging import AckSubscription
 from anyio_sharedstream._conflating import Conflating
 from anyio_sharedstream._entries import Blocking, Entries, Failing
 from anyio_sharedstream._lifecycle import check_function
 from anyio_sharedstream._lossy import Dropping, Resyncing
 from anyio_sharedstream._policies import Block, Conflate, DropNewest, DropOldest, Fail, Latest, OverflowPolicy
+from anyio_sharedstream._producer import AckSource
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._subscription import LossySubscription, Receiver, Subscription
 
@@ -29,6 +31,14 @@ class FailingSubscription(Failing[T_co], Subscription[T_co]):
 
 class BlockingSubscription(Blocking[T_co], Subscription[T_co]):
     """A subscription with the policy `Block`."""
+
+
+class FailingAckSubscription(Failing[T_co], AckSubscription[T_co]):
+    """An acknowledging subscription with the policy `Fail`, and with marks between its events."""
+
+
+class BlockingAckSubscription(Blocking[T_co], AckSubscription[T_co]):
+    """An acknowledging subscription with the policy `Block`."""
 
 
 class DroppingSubscription(Dropping[T_co], LossySubscription[T_co]):
@@ -76,7 +86,8 @@ def make_subscription(
     if snapshot and source.fold is None:
         raise ValueError(f"the source of {source.key!r} has no fold, so there is nothing to give a snapshot of")
     marked = snapshot or (gaps and source.restart is not None)
-    stream = _with_policy(subscriber_id, max_buffer_size, overflow, gaps=gaps, snapshot=snapshot, marked=marked)
+    make = _acknowledging if isinstance(source, AckSource) else _with_policy
+    stream = make(subscriber_id, max_buffer_size, overflow, gaps=gaps, snapshot=snapshot, marked=marked)
     stream._policy = overflow
     stream._where = where
     stream._routes = None if routes is None else _routes(routes)
@@ -104,6 +115,22 @@ def _with_policy(
             raise TypeError(f"overflow must be a policy, such as DropOldest(), not {overflow!r}")
     stream._snapshot = snapshot
     return cast(Receiver[Any], stream)
+
+
+def _acknowledging(
+    subscriber_id: Hashable, max_buffer_size: float, overflow: OverflowPolicy, *, gaps: bool, snapshot: bool, marked: bool
+) -> Receiver[Any]:
+    match overflow:
+        case Fail() if not marked:
+            return AckSubscription(subscriber_id, max_buffer_size)
+        case Fail():
+            return FailingAckSubscription(subscriber_id, max_buffer_size, gaps=gaps)
+        case Block():
+            return BlockingAckSubscription(subscriber_id, max_buffer_size, overflow, gaps=gaps)
+        case DropOldest() | DropNewest() | Latest() | Conflate():
+            raise ValueError(f"an AckSource cannot be subscribed to with {overflow!r}: what is dropped could not be acknowledged")
+        case _:
+            raise TypeError(f"overflow must be a policy, such as Block(5), not {overflow!r}")
 
 
 def _routes(routes: Iterable[Hashable]) -> frozenset[Hashable]:

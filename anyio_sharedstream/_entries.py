@@ -216,6 +216,11 @@ class Blocking(Entries[T_co]):
             self._report(self)
         return event
 
+    def _empty(self) -> None:
+        super()._empty()
+        if self._report is not None:
+            self._report(self)
+
     def _pause_wait(self) -> None:
         """The source is not held any more, though there is no room yet."""
         if self._held_since is not None:

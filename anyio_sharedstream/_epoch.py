@@ -11,7 +11,7 @@ from collections.abc import Hashable
 
 from anyio import CancelScope, get_cancelled_exc_class
 
-from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, UpstreamSilent, consists_of, without
+from anyio_sharedstream._exceptions import STREAM_SIGNALS, PollTerminated, consists_of, without
 
 __all__ = ["Epoch", "is_cancellation"]
 
@@ -22,7 +22,7 @@ class Epoch:
     def __init__(self, number: int, *, watched: bool) -> None:
         self.number = number
         self.scope = CancelScope() if watched else None
-        """what silence cancels, if it is watched for"""
+        """what is cancelled to break it off, if there may be a reason for that"""
         self.opened = False
         """whether ``open`` has been called"""
         self.live_at: float | None = None
@@ -47,21 +47,26 @@ class Epoch:
         """whether it has closed, and its end has yet to be dealt with or has been"""
         self.settled = False
         """whether its end has been dealt with, though it may not have closed yet"""
-        self.silent = False
-        """whether it was closed because nothing had come"""
+        self.broken_off = False
+        """whether it was closed for a reason that is none of its iteration's"""
         self._concluded = False  # the iteration has ended for a reason of its own
         self._error: BaseException | None = None
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing is expected of it any more but that it closes; asked once it is `over`."""
+        return self.opened and not self.left and not self.settled
 
     def conclude(self, reason: BaseException | None) -> None:
         """The iteration has ended: with this exception, or it is exhausted."""
         self.over = True
-        if not self.silent and not self.settled:
+        if not self.broken_off and not self.settled:
             self._concluded = not is_cancellation(reason)
             self.reason = reason
 
-    def fall_silent(self, error: UpstreamSilent) -> None:
-        """Nothing has come for too long: whatever it says from now on is clean-up."""
-        self.over = self.silent = self._concluded = True
+    def break_off(self, error: BaseException) -> None:
+        """It cannot go on, for this reason: whatever it says from now on is clean-up."""
+        self.over = self.broken_off = self._concluded = True
         self.reason = error
         assert self.scope is not None
         self.scope.cancel()
@@ -79,7 +84,7 @@ class Epoch:
 
     def _of_its_own(self, error: BaseException | None) -> BaseException | None:
         # If all that is left is a cancellation, only the clean-up was cut short.
-        return self.reason if self.silent or (self._concluded and is_cancellation(error)) else error
+        return self.reason if self.broken_off or (self._concluded and is_cancellation(error)) else error
 
     def terminal(self, key: Hashable) -> Exception:
         """What subscribers are told of it."""

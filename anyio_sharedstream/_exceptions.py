@@ -16,6 +16,7 @@ from anyio import BusyResourceError, ClosedResourceError, EndOfStream, WouldBloc
 
 __all__ = [
     "STREAM_SIGNALS",
+    "AckTimeout",
     "PollTerminated",
     "SharedStreamError",
     "SubscriberOverflow",
@@ -98,6 +99,29 @@ class UpstreamSilent(SharedStreamError):
 
     def __str__(self) -> str:
         return f"the upstream of {self.key!r} yielded nothing for {self.seconds} seconds; is its connection still alive?"
+
+
+class AckTimeout(SharedStreamError):
+    """This subscriber was busy with an event for longer than the source's ``ack_timeout``, or held everybody up for so long."""
+
+    key: Hashable
+    """the key of the upstream"""
+    subscriber_id: Hashable
+    """the id of the subscriber that was late"""
+    seconds: float
+    """the timeout"""
+
+    def __init__(self, key: Hashable, subscriber_id: Hashable, seconds: float) -> None:
+        super().__init__(key, subscriber_id, seconds)
+        self.key = key
+        self.subscriber_id = subscriber_id
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"subscriber {self.subscriber_id!r} of {self.key!r} has not finished an event within {self.seconds} seconds; "
+            "finish faster, defer() what takes long, or raise ack_timeout"
+        )
 
 
 #: What a stream raises to speak of itself. Leaked from a source, one of these would be taken for the subscription's own

@@ -19,7 +19,7 @@ from anyio_sharedstream._upstream import RUNNING, Upstream
 
 __all__ = ["Group"]
 
-_LINGERING = {State.LINGERING, State.LINGERING_OPENING}
+_LINGERING = {State.LINGERING, State.LINGERING_OPENING, State.DRAINING}
 
 
 class Group(Upstream):

@@ -6,16 +6,22 @@ the task group and raises it here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-from anyio import get_cancelled_exc_class
+from anyio import current_effective_deadline, get_cancelled_exc_class
 
 from anyio_sharedstream._exceptions import SharedStreamError, without
 
-__all__ = ["Exit", "leave"]
+__all__ = ["Exit", "being_cancelled", "leave"]
 
 Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[bool | None]]
+
+
+def being_cancelled() -> bool:
+    """Whether a scope around the running code has been cancelled, and nothing shields from it."""
+    return current_effective_deadline() == -math.inf
 
 
 async def leave(exit_: Exit, body_error: BaseException | None, fatal: Callable[[], BaseException | None]) -> None:

@@ -12,8 +12,10 @@ from typing import Any, Literal, Self, TypeVar, overload
 from anyio import create_task_group
 from structlog.typing import BindableLogger
 
+from anyio_sharedstream._acknowledging import AckSubscription
 from anyio_sharedstream._contract import check_buffer_size, check_subscriber, make_subscription
 from anyio_sharedstream._policies import FAIL, Gap, Lossless, Lossy, OverflowPolicy, Snapshot
+from anyio_sharedstream._producer import AckSource
 from anyio_sharedstream._registry import Registry
 from anyio_sharedstream._source import SharedSource, check_key
 from anyio_sharedstream._statistics import ManagerStatistics
@@ -59,6 +61,32 @@ class SharedStreamManager:
     ) -> None:
         await self._registry.close(exc_val)
 
+    @overload
+    def subscribe(
+        self,
+        source: AckSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossless = ...,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[False] = ...,
+        snapshot: Literal[False] = ...,
+    ) -> AckSubscription[T]: ...
+    @overload
+    def subscribe(
+        self,
+        source: AckSource[T],
+        *,
+        subscriber_id: Hashable = ...,
+        max_buffer_size: float | None = ...,
+        overflow: Lossless = ...,
+        where: Callable[[T], object] | None = ...,
+        routes: Iterable[Hashable] | None = ...,
+        gaps: Literal[True],
+        snapshot: Literal[False] = ...,
+    ) -> AckSubscription[T | Gap]: ...
     @overload
     def subscribe(
         self,

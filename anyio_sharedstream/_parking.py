@@ -33,6 +33,8 @@ class Backend:
     raises `asyncio.InvalidStateError` on asyncio: asking beforehand would cost something at every wake-up."""
     clock: Callable[[], float]
     """the event loop's time in seconds, as `anyio.current_time` gives it, for where that would cost too much"""
+    call_soon: Callable[[Callable[[], object]], object]
+    """Have a function called by the event loop; from any thread, and from finalisers. Raises `RuntimeError` if that has ended."""
     reorders: bool
     """whether tasks that are ready together run in any order, so that one checkpoint does not see all of them run"""
 
@@ -49,10 +51,10 @@ def current_backend() -> Backend:
     """Describe the event loop that runs the current task."""
     if get_cancelled_exc_class() is not asyncio.CancelledError:
         # Imported here, and from a module of its own, because trio is an extra and takes a while to import.
-        from anyio_sharedstream._parking_trio import create_waiter, current_time, suspend, wake
+        from anyio_sharedstream._parking_trio import create_waiter, current_call_soon, current_time, suspend, wake
 
-        return Backend(create_waiter, suspend, wake, current_time, reorders=True)
+        return Backend(create_waiter, suspend, wake, current_time, current_call_soon(), reorders=True)
     loop = asyncio.get_running_loop()
     create_future = loop.create_future
     # The unbound method, which is written in C: a function around it would cost as much again.
-    return Backend(create_future, None, type(create_future()).set_result, loop.time, reorders=False)
+    return Backend(create_future, None, type(create_future()).set_result, loop.time, loop.call_soon_threadsafe, reorders=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import coroutine
 from typing import Any
 
 from trio import current_time
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, Task, current_task, current_trio_token, reschedule, wait_task_rescheduled
 
-__all__ = ["create_waiter", "current_time", "suspend", "wake"]
+__all__ = ["create_waiter", "current_call_soon", "current_time", "suspend", "wake"]
 
 
 def create_waiter() -> Task:
@@ -45,3 +45,7 @@ def suspend(_waiter: Task) -> Generator[Any, Any, None]:
 def wake(task: Task, _nothing: None) -> None:
     if task.custom_sleep_data is task:
         reschedule(task)
+
+
+def current_call_soon() -> Callable[[Callable[[], object]], object]:
+    return current_trio_token().run_sync_soon

@@ -6,10 +6,11 @@ none that publishes raises: publishing happens inside the source's own suspensio
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from anyio import get_cancelled_exc_class
+from anyio import Event, get_cancelled_exc_class
 
 from anyio_sharedstream._audience import Audience, Failed
 from anyio_sharedstream._buffer import TURN
@@ -42,6 +43,9 @@ class Owner(Protocol):
 class Publisher:
     """The subscribers of one key, and what they are sent."""
 
+    bounded = False
+    """whether the source must wait when there is no `room`, for whatever reason"""
+
     def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend) -> None:
         self.key = source.key
         self.published = 0
@@ -58,6 +62,7 @@ class Publisher:
         self._audience = Audience(backend.wake)
         self.members = self._audience.members
         """the registered subscribers, by id"""
+        self._send: Callable[[tuple[Any, ...], Sequence[Hashable], int, int], list[Failed]] = self._audience.publish
         self._route_by = source.route_by
         self._fold = source.fold
         self._replay = source.replay
@@ -153,6 +158,27 @@ class Publisher:
         self._gathered.append(event)
         return len(self._gathered)
 
+    def room(self) -> float:
+        """How many events more may be gathered, if that is `bounded`."""
+        return math.inf
+
+    @property
+    def held(self) -> bool:
+        """Whether the source waits at the moment, because we have it wait."""
+        return self.hold.active
+
+    @property
+    def held_until(self) -> float:
+        """When the source went on last after it had to wait, in the event loop's seconds."""
+        return self.hold.ended_at
+
+    def begin_to_wait(self) -> Event:
+        """The source waits; gives an event that is set when it is worth asking for `room` again."""
+        return Event()
+
+    def waited(self) -> None:
+        """The source goes on."""
+
     def _digest(self, event: Any) -> None:
         try:
             if self._route_by is not None:
@@ -183,7 +209,7 @@ class Publisher:
             self.history.publish()
         if self._replay:
             self.history.remember(chunk, routes, now)
-        failed = self._audience.publish(chunk, routes, turn, earlier)
+        failed = self._send(chunk, routes, turn, earlier)
         if failed:
             self._fail(failed)
         lines = self._owner.lines

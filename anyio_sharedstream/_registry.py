@@ -15,12 +15,14 @@ from typing import Any
 from anyio.abc import TaskGroup
 from structlog.typing import BindableLogger
 
+from anyio_sharedstream._ack_group import AckGroup
 from anyio_sharedstream._clock import Clock
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._leaving import leave
 from anyio_sharedstream._logging import Log
 from anyio_sharedstream._parking import Backend, current_backend
 from anyio_sharedstream._poll import host
+from anyio_sharedstream._producer import AckSource
 from anyio_sharedstream._source import SharedSource
 from anyio_sharedstream._subscription import Receiver
 from anyio_sharedstream._upstream import Upstream
@@ -87,7 +89,8 @@ class Registry:
     def _start(self, source: SharedSource[Any], first: Receiver[Any]) -> Group:
         assert self._tasks is not None
         name = f"shared stream {source.key!r}"  # first of all, for a key's repr is foreign code and may raise
-        group = Group(source, self, self._backend, self._last_to_open(source.key))
+        kind = AckGroup if isinstance(source, AckSource) else Group
+        group = kind(source, self, self._backend, self._last_to_open(source.key))
         group.join(first, source)
         # In the manager's context: the first subscriber's (a request id, a trace) must not be the upstream's for life.
         # A copy, for a context can be entered only once, and a source may subscribe to another.

@@ -45,6 +45,10 @@ class Restarts:
             lived = 0.0 if epoch.live_at is None or epoch.ended_at is None else epoch.ended_at - epoch.live_at
             epoch.delay = self._delay(lived, now)
 
+    def delay_after(self, error: Exception, now: float) -> float | None:
+        """Count a failure of what has no life of its own; says for how long to wait before the next try, or None for none."""
+        return self._delay(0.0, now) if self._wanted_after(error) else None
+
     def _wanted_after(self, error: Exception) -> bool:
         on = self._policy.on
         if isinstance(on, tuple):

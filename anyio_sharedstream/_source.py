@@ -10,11 +10,21 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from anyio_sharedstream._lifecycle import Fold, OnExhausted, Restart, SourcePolicies, check_policies
 
-__all__ = ["OpenedSource", "SharedSource", "check_key", "check_same_policies", "iterate", "open_source", "shared_source"]
+__all__ = [
+    "POLICIES",
+    "OpenedSource",
+    "SharedSource",
+    "check_key",
+    "check_same_policies",
+    "discard",
+    "iterate",
+    "open_source",
+    "shared_source",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -69,6 +79,8 @@ class SharedSource(Generic[T_co]):
     None for as long as it takes. Nothing is abandoned: leaving the manager waits all the same."""
     _plain: bool = field(init=False, repr=False, compare=False)  # whether it has no policies at all
 
+    _policies: ClassVar[tuple[str, ...]]  # the names of those in which all sources of one key must agree
+
     def __post_init__(self) -> None:
         check_key(self.key)
         if not callable(self.open):
@@ -81,6 +93,7 @@ class SharedSource(Generic[T_co]):
 
 #: The policies, with their defaults.
 _POLICIES = {each.name: each.default for each in fields(SharedSource) if each.name not in ("key", "open", "_plain")}
+SharedSource._policies = POLICIES = tuple(_POLICIES)
 
 
 def _same(mine: object, theirs: object) -> bool:
@@ -92,7 +105,12 @@ def _same(mine: object, theirs: object) -> bool:
 
 def check_same_policies(one: SharedSource[Any], other: SharedSource[Any]) -> None:
     """Raise `ValueError` if two sources of one key differ in more than what they open."""
-    for name in _POLICIES:
+    if one._policies is not other._policies:
+        kinds = [type(source).__name__ for source in (one, other)]
+        raise ValueError(
+            f"{one.key!r} is open as a {kinds[0]}, so it cannot be subscribed to as a {kinds[1]}: choose another key"
+        )
+    for name in one._policies:
         mine, theirs = getattr(one, name), getattr(other, name)
         if not _same(mine, theirs):
             raise ValueError(
@@ -203,7 +221,12 @@ def iterate(iterable: AsyncIterable[T], key: Hashable) -> AsyncIterator[T]:
     return aiter(iterable)
 
 
-def _unusable(given: object, giver: str) -> TypeError:
+def discard(given: object) -> None:
+    """Forget what cannot be used."""
     if inspect.iscoroutine(given):
         given.close()  # it will never be awaited, and need not warn of that as well
+
+
+def _unusable(given: object, giver: str) -> TypeError:
+    discard(given)
     return TypeError(f"{giver} must give an async iterable or an async context manager that gives one, not {given!r}")

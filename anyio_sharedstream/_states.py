@@ -1,6 +1,7 @@
 """The states of a group, and the ways between them: one table, and nothing that awaits.
 
-Relies on `_statistics` for the public names alone. What is not in the table cannot happen: a step that it does not know is a
+Relies on `_logging`, for each change of the public name is a line, and on `_statistics` for these names. What is not in the
+table cannot happen: a step that it does not know is a
 `KeyError`, at the moment of the mistake. ``docs/lifecycle.md`` has the picture.
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
+from anyio_sharedstream._logging import Level, Lines
 from anyio_sharedstream._statistics import GroupState
 
-__all__ = ["TRANSITIONS", "Move", "State"]
+__all__ = ["TRANSITIONS", "Move", "State", "Stateful"]
 
 
 class State(StrEnum):
@@ -26,6 +28,8 @@ class State(StrEnum):
     """as `OPENING`, without subscribers"""
     LINGERING = auto()
     """as `LIVE`, without subscribers"""
+    DRAINING = auto()
+    """as `LINGERING`, until those who have left have said what became of what they took"""
     FAILING = auto()
     """the upstream has failed and is closing, and may be opened again"""
     BACKING_OFF = auto()
@@ -44,6 +48,7 @@ _PUBLIC: dict[State, GroupState] = {
     State.LIVE: "live",
     State.LINGERING_OPENING: "lingering",
     State.LINGERING: "lingering",
+    State.DRAINING: "draining",
     State.FAILING: "restarting",
     State.BACKING_OFF: "restarting",
     State.CLOSING: "closing",
@@ -59,6 +64,8 @@ class Move(StrEnum):
     """the upstream can be iterated over"""
     LINGER = auto()
     """the last subscriber has gone, and the upstream outlives it"""
+    DRAIN = auto()
+    """there are no subscribers any more, and some have yet to say what became of what they took"""
     ADOPT = auto()
     """a subscriber has come to an upstream that had none"""
     FAIL = auto()
@@ -77,9 +84,32 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
     (State.LINGERING_OPENING, Move.OPENED): State.LINGERING,
     (State.LINGERING_OPENING, Move.ADOPT): State.OPENING,
     (State.LINGERING, Move.ADOPT): State.LIVE,
+    (State.LIVE, Move.DRAIN): State.DRAINING,
+    (State.LINGERING, Move.DRAIN): State.DRAINING,
+    (State.DRAINING, Move.ADOPT): State.LIVE,
     (State.OPENING, Move.FAIL): State.FAILING,
     (State.LIVE, Move.FAIL): State.FAILING,
     (State.FAILING, Move.BACK_OFF): State.BACKING_OFF,
     (State.BACKING_OFF, Move.OPEN): State.OPENING,
     **{(state, Move.END): State.CLOSING for state in State if state is not State.CLOSING},
 }
+
+
+class Stateful:
+    """What is in one of the states, and goes from one to the other."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.state = State.WAITING
+        self.lines = lines
+
+    @property
+    def evicted(self) -> bool:
+        """Whether the key is free."""
+        return self.state is State.CLOSING
+
+    def _go(self, move: Move) -> None:
+        before = self.state.public
+        self.state = TRANSITIONS[self.state, move]
+        if self.state.public != before:
+            level: Level = "info" if self.state.public in ("lingering", "restarting") else "debug"
+            self.lines.add(level, f"group {self.state.public}")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from anyio_sharedstream._policies import OverflowPolicy
 
-__all__ = ["GroupState", "GroupStatistics", "ManagerStatistics", "SubscriptionStatistics"]
+__all__ = ["AckStatistics", "GroupState", "GroupStatistics", "ManagerStatistics", "SubscriptionStatistics"]
 
 GroupState = Literal["waiting", "opening", "live", "lingering", "restarting", "draining", "closing"]
 
@@ -38,6 +38,32 @@ class SubscriptionStatistics:
     """events that its ``where`` refused"""
     held_seconds: float
     """for how long the upstream was held for it (`Block`)"""
+    events_current: int = 0
+    """events that it has taken and said nothing of (`AckSubscription`)"""
+    events_deferred: int = 0
+    """events that it has deferred, of this or an earlier opening, and that nobody has resolved yet"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckStatistics:
+    """What is on its way back to the broker of an `AckSource` at one moment; all of the present opening."""
+
+    in_flight: int
+    """events published and not yet advanced"""
+    max_in_flight: int
+    """the bound, in events"""
+    waiting: bool
+    """whether the upstream waits, for room or for a subscriber"""
+    deferred: int
+    """resolutions that are still to come from a `Pending`; several subscribers may have deferred one event"""
+    lanes: int
+    """lanes in which there are events that every subscriber is done with, or has deferred"""
+    advancing: int
+    """lanes that are being advanced"""
+    retrying: int
+    """lanes whose ``advance`` has failed, and will be tried again"""
+    events_advanced: int
+    """events that the producer was told of, with success"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +74,7 @@ class GroupStatistics:
     """the key that the subscribers share"""
     state: GroupState
     """"waiting" for the key's earlier upstream to close or for a cohort, "opening", "live", "lingering" without subscribers,
-    "restarting" after a failure, or "closing" """
+    "draining" while resolutions are still to come from those who have left, "restarting" after a failure, or "closing" """
     epoch: int
     """how often the upstream has been opened"""
     restarts: int
@@ -63,6 +89,8 @@ class GroupStatistics:
     """events published since the group started"""
     subscriptions: tuple[SubscriptionStatistics, ...]
     """the registered subscribers, in the order in which they joined"""
+    acknowledgement: AckStatistics | None = None
+    """what is on its way back, if the source is an `AckSource`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ class Timers(NoTimers):
     def closing(self, epoch: Epoch) -> None:
         for timer in (self._linger, self._silence, self._grace):
             timer.stop()
-        if epoch.opened and not epoch.left and not epoch.settled and self._closing.deadline is None:
+        if epoch.closing and self._closing.deadline is None:
             self._closing.start(self._now())
 
     def closed(self) -> None:
@@ -113,11 +113,11 @@ class Timers(NoTimers):
 
     def _watch(self) -> None:
         publisher = self._group.publisher
-        self._silence.start(max(self._silent_since, publisher.last_event_at or 0.0, publisher.hold.ended_at))
+        self._silence.start(max(self._silent_since, publisher.last_event_at or 0.0, publisher.held_until))
 
     def _check_silence(self) -> None:
         """Look at the time of the latest event. Moving the deadline at every event instead would cost something at every one."""
-        if self._group.publisher.hold.active:
+        if self._group.publisher.held:
             self._silent_since = self._now()  # it is we who have it wait; that ends at the earliest now
         self._watch()
         if self._silence.deadline is not None and self._silence.deadline <= self._now():

@@ -24,7 +24,7 @@ from anyio_sharedstream._parking import Backend
 from anyio_sharedstream._publisher import Publisher
 from anyio_sharedstream._restarts import Restarts
 from anyio_sharedstream._source import SharedSource
-from anyio_sharedstream._states import TRANSITIONS, Move, State
+from anyio_sharedstream._states import Move, State, Stateful
 from anyio_sharedstream._timers import make_timers
 
 __all__ = ["RUNNING", "Owner", "Upstream"]
@@ -49,7 +49,7 @@ class Owner(Protocol):
         """Stop everything, and let *error* leave the manager as itself."""
 
 
-class Upstream(ABC):
+class Upstream(Stateful, ABC):
     """What a group is without its subscribers."""
 
     @abstractmethod
@@ -61,6 +61,7 @@ class Upstream(ABC):
         """Nobody has come back in time."""
 
     def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend, earlier: Upstream | None) -> None:
+        super().__init__(Lines(owner.log, source.key))
         self.key: Hashable = source.key
         self.source = source
         self.backend = backend
@@ -68,30 +69,29 @@ class Upstream(ABC):
         """the group of the same key that must close before this one opens"""
         self.stillborn = False
         """whether it was evicted while it waited, and so will never open"""
-        self.state = State.WAITING
         self.scope = CancelScope()
         self.released = Event()
         """its upstream has closed, or has taken too long for that"""
-        self.lines = Lines(owner.log, self.key)
-        self.publisher = Publisher(source, self, backend)
-        self.current = Epoch(1, watched=source.silence_timeout is not None)
+        self._owner = owner
+        self.publisher = self._make_publisher()
+        self.current = self._make_epoch(1)
         self.hung: list[Epoch] = []
         """earlier openings that have yet to close, though another followed"""
         self.epoch = 0
         """how often the upstream has been opened: the current number or one less, but every leave asks for it"""
         self.reopen: Callable[[Epoch, float], object] | None = None
         """starts a poll task for another opening, after so many seconds"""
-        self._owner = owner
         self._restarts = None if source.restart is None else Restarts(source.restart, source.on_exhausted)
         self._last_error: BaseException | None = None
         self._left_with: BaseException | None = None  # what left the upstream, until that has been dealt with
         self._requested = False  # evicted by a request: what the upstream says afterwards is clean-up
         self.timers = make_timers(self, owner.clock)
 
-    @property
-    def evicted(self) -> bool:
-        """Whether the key is free."""
-        return self.state is State.CLOSING
+    def _make_publisher(self) -> Publisher:
+        return Publisher(self.source, self, self.backend)
+
+    def _make_epoch(self, number: int) -> Epoch:
+        return Epoch(number, watched=self.source.silence_timeout is not None)
 
     # Opening.
 
@@ -146,7 +146,7 @@ class Upstream(ABC):
         """Nothing has come for too long."""
         assert self.source.silence_timeout is not None
         epoch.ended_at = self.backend.clock()
-        epoch.fall_silent(UpstreamSilent(self.key, self.source.silence_timeout))
+        epoch.break_off(UpstreamSilent(self.key, self.source.silence_timeout))
         self._decide(epoch, None)
         self._begin_to_close(epoch)
         self.lines.write()
@@ -157,7 +157,10 @@ class Upstream(ABC):
         self.lines.add("warning", "clean-up takes too long", seconds=self.source.close_timeout)
         self.hung.append(epoch)
         self.timers.closed()
-        self._settle(epoch, epoch.reason, surroundings_cancelled=False)
+        if epoch.settled:
+            self.released.set()
+        else:
+            self._settle(epoch, epoch.reason, surroundings_cancelled=False)
         self.lines.write()
 
     def upstream_closed(self, epoch: Epoch, error: BaseException | None, *, cancelled: bool) -> None:
@@ -170,7 +173,8 @@ class Upstream(ABC):
             everything around them.
         """
         if epoch.settled:
-            self.hung.remove(epoch)
+            if epoch in self.hung:
+                self.hung.remove(epoch)
             self.clean_up_failed(None if error is epoch.reason else error)
             epoch.forget()
         else:
@@ -236,7 +240,7 @@ class Upstream(ABC):
             self._restart(epoch, epoch.delay)
         else:
             self._conclude(epoch)
-        if epoch.silent and error is not epoch.reason:
+        if epoch.broken_off and error is not epoch.reason:
             self.clean_up_failed(error)
         if self.evicted and self.hung:
             self.released.set()
@@ -251,7 +255,7 @@ class Upstream(ABC):
         self._go(Move.BACK_OFF)
         self.publisher.interrupt()
         self._poll_failed(epoch, "warning", restart_in=delay)
-        self.current = Epoch(epoch.number + 1, watched=epoch.scope is not None)
+        self.current = self._make_epoch(epoch.number + 1)
         self.reopen(self.current, delay)
 
     def _conclude(self, epoch: Epoch) -> None:
@@ -286,13 +290,6 @@ class Upstream(ABC):
         self._owner.closed(self)
         self.lines.add("info", "group stopped")
         self.lines.write()
-
-    def _go(self, move: Move) -> None:
-        before = self.state.public
-        self.state = TRANSITIONS[self.state, move]
-        if self.state.public != before:
-            level: Level = "info" if self.state.public in ("lingering", "restarting") else "debug"
-            self.lines.add(level, f"group {self.state.public}")
 
     def abort(self, error: BaseException) -> None:
         self._owner.abort(error)

@@ -1,0 +1,133 @@
+"""How an acknowledged upstream ends by itself: told at once, brought home if that is final, forgotten if not."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from anyio_sharedstream import PollTerminated, Restart, SharedStreamManager
+from tests.ack_support import Broker, acknowledgement, finish, take
+from tests.support import settle, until
+from tests.sweep import drain, managed
+from tests.virtual_time import in_virtual_time
+
+AT_ONCE = Restart(initial_delay=0, jitter=0)
+
+
+async def failed(broker: Broker) -> None:
+    broker.fail(ConnectionError("lost"))
+
+
+async def returned(broker: Broker) -> None:
+    broker.end()
+
+
+@pytest.mark.parametrize(
+    ("end", "on_exhausted", "terminal"),
+    [
+        (failed, "fail", ConnectionError),
+        (returned, "fail", PollTerminated),
+        (returned, "end", anyio.EndOfStream),
+    ],
+)
+@in_virtual_time
+async def test_a_final_end_is_told_at_once_and_what_is_still_said_is_advanced(
+    end: Callable[[Broker], Awaitable[None]], on_exhausted: Any, terminal: type[Exception]
+) -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source(on_exhausted=on_exhausted)) as stream:
+        broker.emit(0, 1, 2)
+        assert await take(stream, 1) == [0]
+        await end(broker)
+        await settle()
+        assert not manager.statistics().groups
+        await anyio.sleep_until(10)
+        assert await take(stream, 1) == [1]
+        await settle()
+        assert broker.advanced == [0]
+        assert broker.log == ["stream closed"]
+        assert await take(stream, 1) == [2]
+        with pytest.raises(terminal):
+            await stream.receive()
+        await settle()
+        assert broker.advanced == [0, 1, 2]
+        assert broker.log == ["stream closed", "closed"]
+        assert anyio.current_time() == 10
+        with pytest.raises(terminal):
+            await stream.receive()
+
+
+@in_virtual_time
+async def test_after_a_final_end_the_next_group_of_the_key_opens_when_the_old_one_is_closed() -> None:
+    broker = Broker()
+    async with managed() as manager:
+        stream = await manager.subscribe(broker.source(drain_timeout=30)).__aenter__()
+        broker.emit(0, 1)
+        await take(stream, 2)
+        await failed(broker)
+        await settle()
+        async with manager.subscribe(broker.source(drain_timeout=30)) as another:
+            await anyio.sleep_until(29.9)
+            assert broker.opened == 1
+            broker.emit(1)
+            assert await another.receive() == 1
+            assert (anyio.current_time(), broker.opened) == (30, 2)
+        await stream.aclose()
+        assert broker.advanced == [0, 1]
+
+
+@in_virtual_time
+async def test_events_of_an_upstream_that_failed_are_never_advanced_and_leave_the_buffers() -> None:
+    lines = LogCapture()
+    logger: Any = structlog.wrap_logger(None, processors=[lines])
+    broker = Broker()
+    async with (
+        SharedStreamManager(logger=logger) as manager,
+        manager.subscribe(broker.source(restart=AT_ONCE)) as stream,
+        manager.subscribe(broker.source(restart=AT_ONCE)) as idler,
+    ):
+        broker.emit(0, 1, 2)
+        assert await stream.receive() == 0
+        pending = stream.defer()
+        assert await stream.receive() == 1
+        broker.fail(ConnectionError())
+        await until(lambda: broker.opened == 2)
+        assert broker.log == ["stream closed", "closed"]
+        assert drain(idler) == ([], None)
+        broker.emit(0, 1)
+        await settle()
+        pending.ack()
+        assert await take(stream, 2) == await take(idler, 2) == [0, 1]
+        finish(stream)
+        finish(idler)
+        await settle()
+        assert broker.batches == [(None, [0, 1])]
+        assert set(broker.outcomes.values()) == {(2, 0, 0, 0)}
+        told = [(line["said"], line["events"]) for line in lines.entries if line["event"] == "too late to say"]
+        assert told == [("acked", 1), ("acked", 1)]
+        assert acknowledgement(manager).in_flight == acknowledgement(manager).deferred == 0
+
+
+@in_virtual_time
+async def test_an_exhausted_upstream_that_is_opened_again_begins_a_new_epoch() -> None:
+    broker = Broker()
+    source = broker.source(on_exhausted="restart", restart=AT_ONCE)
+    async with managed() as manager, manager.subscribe(source) as stream:
+        for epoch in range(5):
+            broker.emit(epoch, 100)
+            assert await stream.receive() == epoch
+            if epoch % 2:
+                finish_one = await stream.receive()
+                assert finish_one == 100
+                finish(stream)
+                await settle()
+            broker.end()
+            await until(lambda: broker.opened == stream.epoch == epoch + 2)  # noqa: B023
+        finish(stream)
+        await settle()
+        assert broker.advanced == [1, 100, 3, 100]
