@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, Unpack
 from anyio_sharedstream._lifecycle import Restart, SourcePolicies, check_count, check_function, check_seconds
 from anyio_sharedstream._source import POLICIES, SharedSource
 
-__all__ = ["AckSource", "AdvanceItem", "AdvanceOutcome", "SharedStreamProducer"]
+__all__ = ["AckPolicies", "AckSource", "AdvanceItem", "AdvanceOutcome", "SharedStreamProducer"]
 
 T_co = TypeVar("T_co", covariant=True)
 P = TypeVar("P")
@@ -75,6 +75,16 @@ ADVANCE_RETRY = Restart(initial_delay=0.1, max_delay=5.0, max_restarts=5)
 
 #: What there is besides the policies of every source.
 _OWN = ("ack_timeout", "max_in_flight", "max_concurrent_advances", "drain_timeout", "advance_retry")
+
+
+class AckPolicies(SourcePolicies, total=False):
+    """The policies of an acknowledged source, as `AckSource` takes and describes them."""
+
+    ack_timeout: float
+    max_in_flight: int
+    max_concurrent_advances: int
+    drain_timeout: float
+    advance_retry: Restart | None
 
 
 @dataclass(frozen=True, init=False, repr=False)

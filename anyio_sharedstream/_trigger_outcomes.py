@@ -6,8 +6,8 @@ Relies on nothing else in the package. Every change of state is synchronous; wha
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from anyio import ClosedResourceError, EndOfStream, Event
@@ -33,6 +33,17 @@ class TriggerFired:
     """the id that the trigger was started with"""
     event: TriggerEvent
     """what it yielded"""
+    _confirm: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+
+    def confirm(self) -> None:
+        """Say that this outcome has been dealt with, and need not come again.
+
+        It matters where the trigger's shared stream is an acknowledged one: its event is acknowledged when all that was fired
+        because of it has been confirmed. What is not confirmed within the source's ``ack_timeout``, counted from the first that
+        was fired, has failed. Anywhere else, and more than once, it does nothing.
+        """
+        if self._confirm is not None:
+            self._confirm()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from functools import partial
 from inspect import iscoroutine
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_effective_deadline, current_time, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import SharedSource, SharedStreamError, SharedStreamManager, Subscription
+from anyio_sharedstream import AckSource, SharedSource, SharedStreamError, SharedStreamManager, Subscription
 from anyio_sharedstream._exceptions import without
 from anyio_sharedstream._logging import Log
+from anyio_sharedstream._trigger_confirm import Confirmations, ConfirmedStream
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -37,7 +38,8 @@ OpenedStream: TypeAlias = AsyncIterable[Any] | AbstractAsyncContextManager[Async
 class EventTrigger(Protocol):
     """What `TriggerRunner` takes for a trigger. `BaseEventTrigger` says what each method is for; it need not be inherited.
 
-    A trigger may also have ``subscription_options`` and ``shared_stream_policies``; without them, nothing is asked for.
+    A trigger may also have ``subscription_options`` and ``shared_stream_policies``; without them, nothing is asked for. With
+    ``create_shared_stream_producer``, its shared stream is an acknowledged one.
     This is for type checkers, and for `isinstance` where somebody needs it; the runner calls no method without need.
     """
 
@@ -79,6 +81,7 @@ class Run:
         on_end: Callable[[Run], None],
         on_fatal: Callable[[BaseException], None],
         log: Log,
+        confirmations: Confirmations,
     ) -> None:
         self.trigger_id = trigger_id
         self.stopped = False
@@ -87,6 +90,8 @@ class Run:
         self._on_end = on_end
         self._on_fatal = on_fatal
         self._log = log
+        self._confirmations = confirmations
+        self._confirmed: ConfirmedStream | None = None
         self._scope = CancelScope()
         self._stream: Subscription[Any] | None = None
         self._iterate: Callable[[], AsyncIterable[TriggerEvent]]
@@ -102,8 +107,7 @@ class Run:
             return
         filter_shared_stream = trigger.filter_shared_stream
         policies: dict[str, Any] = getattr(trigger, "shared_stream_policies", dict)()
-        open_ = partial(type(trigger).open_shared_stream, trigger.serialize()[1])
-        source: SharedSource[Any] = SharedSource(key=key, open=open_, **policies)
+        source = _source(type(trigger), key, trigger.serialize()[1], policies)
         # The policy decides the class of the stream, and this runner cannot know it.
         options: dict[str, Any] = getattr(trigger, "subscription_options", dict)()
         stream: Any = manager.subscribe(source, subscriber_id=self, **options)
@@ -117,6 +121,8 @@ class Run:
         else:
             _raise_why(entering)
         self._stream = stream
+        if isinstance(source, AckSource):
+            self._confirmed = stream = ConfirmedStream(stream, self._confirmations, source.ack_timeout, current_time)
         self._iterate = partial(filter_shared_stream, stream)
 
     def stop(self) -> None:
@@ -187,7 +193,8 @@ class Run:
         if self.stopped:
             await checkpoint()
         else:
-            await self._outcomes.fire(self, TriggerFired(self.trigger_id, event))
+            confirm = None if self._confirmed is None else self._confirmed.fire()
+            await self._outcomes.fire(self, TriggerFired(self.trigger_id, event, confirm))
 
     def end(self, errors: list[BaseException], cancelled: bool) -> None:
         """The trigger has cleaned up, and nothing of it runs any more.
@@ -195,6 +202,10 @@ class Run:
         :param errors: what it raised, what it raised when it was closed
         :param cancelled: whether it was stopped, or what surrounds the runner was cancelled
         """
+        if self._confirmed is not None and (errors or cancelled or self.stopped):
+            self._confirmed.break_off()
+        elif self._confirmed is not None:
+            self._confirmed.finish()
         if self._stream is not None:
             self._stream.close()  # without waiting: the outcome need not wait for how the upstream closes
         self._on_end(self)
@@ -217,6 +228,15 @@ class Run:
         stray = SharedStreamError(f"trigger {self.trigger_id!r} was cancelled, and nobody had asked for that")
         stray.__cause__ = errors[0]
         return TriggerFailed(self.trigger_id, stray)
+
+
+def _source(cls: Any, key: Hashable, kwargs: dict[str, Any], policies: dict[str, Any]) -> SharedSource[Any]:
+    """What a trigger's class opens: with acknowledgement, if it or one of its own bases says how to create a producer."""
+    # As Airflow does it: what its base class, or ours, says of that is only how to say it.
+    own = next((base for base in cls.__mro__ if "create_shared_stream_producer" in vars(base)), None)
+    if own is None or own.__name__ == "BaseEventTrigger":
+        return SharedSource(key=key, open=partial(cls.open_shared_stream, kwargs), **policies)
+    return AckSource(key, partial(cls.create_shared_stream_producer, kwargs), **policies)
 
 
 def _iterator(given: AsyncIterable[TriggerEvent]) -> AsyncIterator[TriggerEvent]:

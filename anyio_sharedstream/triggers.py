@@ -18,9 +18,10 @@ from anyio import create_task_group
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from structlog.typing import BindableLogger
 
-from anyio_sharedstream import SharedStreamManager, Subscription
+from anyio_sharedstream import SharedStreamManager, SharedStreamProducer, Subscription
 from anyio_sharedstream._leaving import leave
 from anyio_sharedstream._logging import Log
+from anyio_sharedstream._trigger_confirm import Confirmations
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -70,6 +71,18 @@ class BaseEventTrigger(ABC):
         """
         raise NotImplementedError(f"{cls.__qualname__} has a shared_stream_key and must implement open_shared_stream")
 
+    @classmethod
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer[Any, Any]:
+        """Create the producer of a key, in place of `open_shared_stream`, for a stream whose events are acknowledged.
+
+        A class that implements it has an acknowledged stream (`AckSource`): the broker is told of an event when every trigger has
+        gone on from it and everything that they fired because of it was confirmed (`TriggerFired.confirm`). What a trigger
+        was at when it failed or was stopped has failed. Any object with the methods of `SharedStreamProducer` will do.
+
+        :param kwargs: as for `open_shared_stream`
+        """
+        raise NotImplementedError(f"{cls.__qualname__} does not implement create_shared_stream_producer")
+
     def filter_shared_stream(self, shared_stream: Subscription[Any]) -> AsyncIterator[TriggerEvent]:
         """Turn what the shared stream gives into this trigger's own events; usually an async generator.
 
@@ -86,7 +99,10 @@ class BaseEventTrigger(ABC):
         return {}
 
     def shared_stream_policies(self) -> dict[str, Any]:
-        """Return how the shared stream lives, the same for all triggers of a key: policies of `SharedSource`, by default none."""
+        """Return how the shared stream lives, the same for all triggers of a key: policies of `SharedSource`, by default none.
+
+        With `create_shared_stream_producer`, those of `AckSource`.
+        """
         return {}
 
     def run(self) -> AsyncIterator[TriggerEvent]:
@@ -122,6 +138,7 @@ class TriggerRunner:
         self._log = Log(logger, self._abort)
         self._owned = self._manager if manager is None else None
         self._outcomes = Outcomes(max_outcomes)
+        self._confirmations = Confirmations(self._start_clock)
         self._live: dict[Hashable, Run] = {}
         self._leaving: list[Run] = []
         self._stack = AsyncExitStack()
@@ -158,6 +175,7 @@ class TriggerRunner:
         self._leaving = list(self._live.values())
         for run in self._leaving:
             run.stop()
+        self._confirmations.end_timing()
         try:
             await leave(self._stack.__aexit__, exc_val, lambda: self._fatal)
         finally:
@@ -189,7 +207,7 @@ class TriggerRunner:
             raise RuntimeError(f"the TriggerRunner {state}: start {name} inside its `async with` block")
         if live:
             raise RuntimeError(f"{name} is live: stop it first, wait until it has ended, or choose another id")
-        run = Run(trigger_id, self._outcomes, self._ended, self._abort, self._log)
+        run = Run(trigger_id, self._outcomes, self._ended, self._abort, self._log, self._confirmations)
         self._live[trigger_id] = run  # first, for the trigger's methods are foreign code, and may start others
         try:
             run.prepare(trigger, self._manager)
@@ -216,6 +234,10 @@ class TriggerRunner:
         run.stop()
         await run.closed.wait()
         await run.upstream_closed()
+
+    def _start_clock(self) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._confirmations.clock.run, name="confirmations' clock")
 
     # What runs report.
 

@@ -453,12 +453,9 @@ class Life:
             self.returns.append((name, self.now))
 
     def returned(self, group: Group) -> None:
-        for name, groups in [*self._stops]:
-            if groups == [group]:
-                self._stops.remove((name, groups))
-                self.returns.append((name, self.now))
-            elif group in groups:
-                groups.remove(group)
+        waits = [(name, [other for other in groups if other is not group]) for name, groups in self._stops]
+        self.returns += [(name, self.now) for name, groups in waits if not groups]
+        self._stops = [wait for wait in waits if wait[1]]
 
     def take(self, index: int, count: int) -> None:
         sub = self._sub(index)
@@ -504,9 +501,8 @@ class Life:
             event.said[sub] = said
         if not (opening := events[0].opening).dead:
             opening.deferred -= len(events)
-            for event in events:
-                if event not in opening.events:
-                    opening.look(opening.lanes[event.number % self.terms.lanes])
+            for event in [event for event in events if event not in opening.events]:
+                opening.look(opening.lanes[event.number % self.terms.lanes])
             if not opening.deferred and opening.group.state == "draining":
                 opening.group.cancel()
 

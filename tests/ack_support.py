@@ -12,6 +12,8 @@ from anyio_sharedstream import AckSource, AckStatistics, AdvanceItem, SharedStre
 
 #: An outcome as a tuple: acked, failed, rejected, released.
 Counts = tuple[int, int, int, int]
+#: What a single subscriber may say, as an outcome.
+ACKED, FAILED, REJECTED, RELEASED = (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)
 
 
 class Broker:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.redis_support import broker as broker
+from tests.redis_support import server_port as server_port
+
 BACKENDS = [
     pytest.param(("asyncio", {"debug": False}), id="asyncio"),
     pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),

@@ -1,32 +1,24 @@
-"""Every way in which a subscriber says what became of an event: by going on, by leaving, in words, and by failing."""
+"""Ways in which a subscriber says what became of an event without words: by going on, and by leaving."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
 import pytest
-import structlog
 from anyio.lowlevel import checkpoint
-from structlog.testing import LogCapture
 
 from anyio_sharedstream import (
     AckSubscription,
-    AckTimeout,
     Block,
-    Fail,
     PollTerminated,
     Restart,
-    SharedStreamManager,
-    SubscriberOverflow,
 )
-from tests.ack_support import Broker, Counts
+from tests.ack_support import ACKED, FAILED, RELEASED, Broker, Counts
 from tests.support import settle, until
 from tests.sweep import managed
-from tests.virtual_time import in_virtual_time
 
-ACKED, FAILED, REJECTED, RELEASED = (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)
 AT_ONCE = Restart(initial_delay=0, jitter=0)
 
 Take = Callable[[AckSubscription[Any]], Coroutine[Any, Any, Any]]
@@ -211,23 +203,25 @@ async def test_batches_and_single_events_in_turn(options: Any) -> None:
         assert broker.outcomes == dict.fromkeys(range(9), ACKED)
 
 
+async def go_past(items: AsyncIterable[Any], last: object) -> None:
+    async for item in items:
+        if item == last:
+            break
+
+
 async def test_a_loop_acknowledges_all_that_it_has_gone_past_and_what_it_broke_off_at_stays_current() -> None:
     broker = Broker()
     async with managed() as manager, manager.subscribe(broker.source(on_exhausted="end")) as stream:
         broker.emit(*range(7))
-        async for event in stream:
-            if event == 2:
-                break
+        await go_past(stream, 2)
         await settle()
         assert broker.advanced == [0, 1]
-        async for batch in stream.batches(2):
-            if batch == (5, 6):
-                break
+        await go_past(stream.batches(2), (5, 6))
         await settle()
         assert broker.advanced == [0, 1, 2, 3, 4]
         broker.emit(7, 8)
         broker.end()
-        assert [event async for event in stream] == [7, 8]
+        await go_past(stream, "the end")
     assert broker.outcomes == dict.fromkeys(range(9), ACKED)
 
 
@@ -357,255 +351,3 @@ async def test_subscribers_that_join_after_a_publication_are_not_waited_for() ->
         first.fail()
         await settle()
         assert broker.outcomes == {1: ACKED, 2: (0, 1, 1, 0)}
-
-
-# In words.
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
-
-
-def reject(stream: AckSubscription[Any]) -> None:
-    stream.reject("malformed")
-
-
-def fail(stream: AckSubscription[Any]) -> None:
-    stream.fail("malformed")
-
-
-def defer(stream: AckSubscription[Any]) -> None:
-    stream.defer().ack()
-
-
-words = pytest.mark.parametrize(
-    ("say", "outcome"), [(reject, REJECTED), (fail, FAILED), (defer, ACKED)], ids=["reject", "fail", "defer"]
-)
-Say = Callable[[AckSubscription[Any]], None]
-
-
-@policies
-@words
-async def test_a_word_is_for_what_is_current_alone_and_nothing_else_is_said_of_that(
-    say: Say, outcome: Counts, options: Any
-) -> None:
-    broker = Broker()
-    async with managed() as manager, manager.subscribe(broker.source(), **options) as stream:
-        broker.emit(*range(7))
-        await settle()
-        assert [await stream.receive() for _ in range(3)] == [0, 1, 2]
-        say(stream)
-        await settle()
-        assert broker.outcomes == {0: ACKED, 1: ACKED, 2: outcome}
-        assert await stream.receive_batch(3) == (3, 4, 5)
-        say(stream)
-        assert await stream.receive() == 6
-        await settle()
-        assert broker.outcomes == {0: ACKED, 1: ACKED, 2: outcome, 3: outcome, 4: outcome, 5: outcome}
-        say(stream)
-    assert broker.outcomes[6] == outcome
-    assert [event for event, clean in broker.clean.items() if not clean] == ([2, 3, 4, 5, 6] if outcome != ACKED else [])
-
-
-@words
-async def test_with_nothing_current_there_is_nothing_to_speak_of(say: Say, outcome: Counts) -> None:
-    broker = Broker()
-
-    def refused() -> None:
-        with pytest.raises(RuntimeError, match=r"AckSubscription 'mine' of 'broker'> has no current event"):
-            say(stream)
-
-    async with managed() as manager, anyio.create_task_group() as tasks:
-        stream = manager.subscribe(broker.source(), subscriber_id="mine")
-        refused()
-        async with stream:
-            refused()
-            broker.emit(1, 2)
-            await settle()
-            refused()
-            assert await stream.receive() == 1
-            say(stream)
-            refused()
-            assert await stream.receive() == 2
-            with pytest.raises(anyio.WouldBlock):
-                stream.receive_nowait()
-            refused()
-            tasks.start_soon(stream.receive)
-            await settle()
-            refused()
-            tasks.cancel_scope.cancel()
-        refused()
-    assert broker.outcomes == {1: outcome, 2: ACKED}
-
-
-@words
-async def test_a_word_may_come_from_another_task_than_the_one_that_received(say: Say, outcome: Counts) -> None:
-    broker = Broker()
-    got: list[int] = []
-
-    async def take(stream: AckSubscription[Any]) -> None:
-        with anyio.fail_after(60):
-            got.append(await stream.receive())
-
-    async with managed() as manager, manager.subscribe(broker.source()) as stream:
-        for event in (1, 2):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(take, stream)
-                await settle()
-                broker.emit(event)
-            say(stream)
-        await settle()
-        assert got == [1, 2]
-        assert broker.outcomes == {1: outcome, 2: outcome}
-
-
-@pytest.mark.parametrize("say", ["reject", "fail"])
-async def test_what_was_said_is_logged_with_its_reason(say: str, manager: SharedStreamManager, lines: LogCapture) -> None:
-    broker = Broker()
-    told = {"key": "broker", "subscriber": "mine", "event": f"events {say}ed", "log_level": "warning"}
-    async with manager, manager.subscribe(broker.source(), subscriber_id="mine") as stream:
-        broker.emit(1, 2, 3, 4)
-        assert await stream.receive() == 1
-        getattr(stream, say)(reason := ValueError("malformed"))
-        assert lines.entries[-1] == {**told, "events": 1, "reason": reason}
-        assert await stream.receive_batch(2) == (2, 3)
-        getattr(stream, say)()
-        assert lines.entries[-1] == {**told, "events": 2, "reason": None}
-        assert await stream.receive() == 4
-    assert len([line for line in lines.entries if line["log_level"] == "warning"]) == 2
-
-
-async def test_everyones_words_add_up() -> None:
-    broker = Broker()
-    async with managed() as manager:
-        streams = [await manager.subscribe(broker.source()).__aenter__() for _ in range(5)]
-        broker.emit(1)
-        await settle()
-        for stream in streams[:4]:
-            assert stream.receive_nowait() == 1
-        for stream, say in zip(streams, (reject, fail, defer), strict=False):
-            say(stream)
-        streams[4].close()
-        await settle()
-        assert not broker.outcomes
-        with pytest.raises(anyio.WouldBlock):
-            streams[3].receive_nowait()
-        await settle()
-        assert broker.outcomes == {1: (2, 1, 1, 1)}
-        assert broker.clean == {1: False}
-        for stream in streams:
-            stream.close()
-    assert broker.outcomes == {1: (2, 1, 1, 1)}
-
-
-# Failing, and what is late.
-
-
-@policies
-async def test_an_overflow_fails_what_its_subscriber_was_at_and_touches_neither_what_is_done_nor_what_is_pending(
-    options: Any,
-) -> None:
-    broker = Broker()
-    async with (
-        managed() as manager,
-        manager.subscribe(broker.source()) as healthy,
-        manager.subscribe(broker.source(), max_buffer_size=2, **{**options, "overflow": Fail()}) as stream,
-    ):
-        broker.emit(*range(6))
-        assert await healthy.receive_batch(6) == tuple(range(6))
-        assert await stream.receive_batch(2) == (0, 1)
-        pending = stream.defer()
-        assert [await stream.receive() for _ in range(2)] == [2, 3]
-        broker.emit(6, 7)
-        assert await healthy.receive_batch(2) == (6, 7)
-        with pytest.raises(anyio.WouldBlock):
-            healthy.receive_nowait()
-        assert len(manager.statistics().groups["broker"].subscriptions) == 1
-        await settle()
-        assert not broker.outcomes
-        with pytest.raises(SubscriberOverflow):
-            await stream.receive()
-        pending.ack()
-        await settle()
-        both, failed, released = (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 1)
-        assert broker.outcomes == {0: both, 1: both, 2: both, 3: failed, **dict.fromkeys(range(4, 8), released)}
-
-
-@policies
-@in_virtual_time
-async def test_a_timeout_fails_what_was_late_and_touches_neither_what_is_done_nor_what_is_pending(options: Any) -> None:
-    broker = Broker()
-    async with managed() as manager:
-        async with manager.subscribe(broker.source(ack_timeout=10), **options) as stream:
-            broker.emit(*range(6))
-            assert await stream.receive() == 0
-            pending = stream.defer()
-            assert await stream.receive() == 1
-            assert await stream.receive_batch(2) == (2, 3)
-            await anyio.sleep(9.999)
-            assert not broker.outcomes
-            await anyio.sleep(0.002)
-            with pytest.raises(AckTimeout):
-                stream.receive_nowait()
-            pending.ack()
-        assert anyio.current_time() == pytest.approx(10.001)
-    assert broker.outcomes == {0: ACKED, 1: ACKED, 2: FAILED, 3: FAILED, 4: RELEASED, 5: RELEASED}
-
-
-LATE: dict[str, Callable[[AckSubscription[Any]], object]] = {
-    "acked": lambda stream: stream.receive_nowait(),
-    "failed": lambda stream: stream.fail("too late"),
-    "rejected": lambda stream: stream.reject("too late"),
-}
-
-
-@policies
-@pytest.mark.parametrize("said", LATE)
-@pytest.mark.parametrize("size", [1, 2])
-async def test_what_is_said_of_an_upstream_that_is_gone_changes_nothing_and_is_no_warning(
-    said: str, size: int, options: Any, manager: SharedStreamManager, lines: LogCapture
-) -> None:
-    broker = Broker()
-    async with manager, manager.subscribe(broker.source(restart=AT_ONCE), subscriber_id="mine", **options) as stream:
-        broker.emit(*range(4))
-        assert await stream.receive_batch(size) == tuple(range(size))
-        broker.fail(OSError("lost"))
-        await until(lambda: broker.opened == 2)
-        broker.emit("again")  # the broker delivers from where it was told last
-        await settle()
-        assert stream.statistics().current_buffer_used == 1
-        assert not broker.outcomes
-        LATE[said](stream)
-        told = {"key": "broker", "subscriber": "mine", "event": "too late to say", "log_level": "debug"}
-        assert lines.entries[-1] == {**told, "said": said, "events": size}
-        if said != "acked":
-            assert await stream.receive() == "again"
-        await settle()
-        assert not broker.outcomes
-        assert stream.statistics().events_current == 1
-    assert broker.outcomes == {"again": ACKED}
-
-
-@pytest.mark.parametrize("how", LEAVINGS)
-async def test_who_leaves_with_an_event_of_an_upstream_that_is_gone_says_nothing_of_it_and_releases_the_rest(how: str) -> None:
-    broker = Broker()
-    async with managed() as manager:
-        stream = manager.subscribe(broker.source(restart=AT_ONCE))
-
-        async def take() -> None:
-            broker.emit(1, 2)
-            assert await stream.receive() == 1
-            broker.fail(OSError("lost"))
-            await until(lambda: broker.opened == 2)
-            broker.emit("again")
-            await settle()
-
-        await leave(how, stream, take)
-        await until(lambda: broker.log == ["stream closed", "closed"] * 2)
-    assert broker.outcomes == {"again": RELEASED}

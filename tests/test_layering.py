@@ -63,9 +63,15 @@ CORE = [
 
 #: The triggers are a user of the package like any other: they import its public names, each other downwards, and what knows of
 #: no stream at all.
-TRIGGERS = ["triggers", "_trigger_run", "_trigger_outcomes"]
+TRIGGERS = ["triggers", "_trigger_run", "_trigger_confirm", "_trigger_outcomes"]
 
-MODULES = {path.stem: path for path in sorted(Path(anyio_sharedstream.__file__).parent.glob("*.py"))}
+#: The brokers are users of the package, too.
+ADAPTERS = ["adapters.redis_streams", "adapters._redis_consumer", "adapters._redis_group"]
+
+ROOT = Path(anyio_sharedstream.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted(ROOT.rglob("*.py"))
+}
 LONGEST_MODULE = 300
 LONGEST_FUNCTION = 40
 
@@ -105,8 +111,10 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def importable(module: str) -> set[str]:
     """The modules of this package that *module* may import."""
     if module in TRIGGERS:
-        return {"__init__", "_leaving", "_logging", "_exceptions", *TRIGGERS[TRIGGERS.index(module) + 1 :]}
-    return set(CORE[CORE.index(module) + 1 :])
+        return {"__init__", "_clock", "_leaving", "_logging", "_exceptions", *TRIGGERS[TRIGGERS.index(module) + 1 :]}
+    if module in ADAPTERS:
+        return {"__init__", "_lifecycle", "_logging", "_producer", *ADAPTERS[ADAPTERS.index(module) + 1 :]}
+    return set() if module == "adapters" else set(CORE[CORE.index(module) + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +133,7 @@ def test_every_form_of_import_is_seen(source: str, found: set[str]) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    assert set(MODULES) <= {*CORE, *TRIGGERS}
+    assert set(MODULES) <= {*CORE, *TRIGGERS, "adapters", *ADAPTERS}
 
 
 @every_module

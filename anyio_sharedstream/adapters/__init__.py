@@ -1,0 +1,1 @@
+"""Brokers that a source may acknowledge to; each of these modules needs an extra of its own."""
