@@ -42,6 +42,7 @@ class Answering(Subscription[T_co]):
         "_deadline",
         "_deferred",
         "_finished",
+        "_late_by",
         "_now",
         "_taken_at",
         "_taken_last",
@@ -57,6 +58,7 @@ class Answering(Subscription[T_co]):
         self._telling: Account | None = None  # the same, unless what it has taken and not finished is of an earlier opening
         self._finished = 0  # events that it has taken, and of which something was said
         self._taken_last = 1  # how many of the others are current: the newest; it is done with those before
+        self._late_by = 0  # events at which it was when it failed
         self._deferred = 0  # events of which it has still to say something
         self._unsettled: Callable[[Answering[Any]], object]
         self._now: Callable[[], float] = _never
@@ -92,7 +94,6 @@ class Answering(Subscription[T_co]):
             self._say("failed", self._current())
             self._account = self._telling = None
             account.leave()
-        self._finished = self._taken()
         self._stop_timing()
 
     def _stop_timing(self) -> None:
@@ -106,11 +107,14 @@ class Answering(Subscription[T_co]):
         self._now = _never
 
     def _fail(self, terminal: Terminal) -> None:
+        self._late_by = self._current()
         self._close_account()
+        self._finished = self._taken()
         super()._fail(terminal)
 
     def _shut(self) -> None:
         self._close_account()
+        self._finished = self._taken()
         super()._shut()
 
     def _stands_first(self) -> bool:
@@ -200,6 +204,9 @@ class Answering(Subscription[T_co]):
         lines.write()
 
     def _some_current(self) -> int:
+        if self._late_by:  # it has failed, but may be at its last event still, and say something of that
+            self._finished -= self._late_by
+            self._late_by = 0
         current = self._current()
         if not current:
             raise RuntimeError(f"{self!r} has no current event: speak of an event once, and before asking for the next")

@@ -6,9 +6,9 @@ Relies on `_source`. The vocabulary is that of the shared-stream producers of Ap
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, Unpack
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, Unpack
 
 from anyio_sharedstream._lifecycle import Restart, SourcePolicies, check_count, check_function, check_seconds
 from anyio_sharedstream._source import POLICIES, SharedSource
@@ -70,6 +70,18 @@ class SharedStreamProducer(ABC, Generic[T_co, P]):
         """Close what `open_stream` does not close by itself; called last of all."""
 
 
+class Producer(Protocol[T_co]):
+    """What a producer must have; `SharedStreamProducer` says what each method is for, and has two more that it may have."""
+
+    def open_stream(self) -> AsyncIterable[tuple[T_co, Any]]:
+        """See `SharedStreamProducer.open_stream`."""
+        ...
+
+    def advance(self, batch: Any, /) -> Awaitable[object]:
+        """See `SharedStreamProducer.advance`."""
+        ...
+
+
 #: What `AckSource` does unless it is told otherwise: some tries, and then it is a failure.
 ADVANCE_RETRY = Restart(initial_delay=0.1, max_delay=5.0, max_restarts=5)
 
@@ -122,7 +134,7 @@ class AckSource(SharedSource[T_co]):
     def __init__(
         self,
         key: Hashable,
-        create_producer: Callable[[], SharedStreamProducer[T_co, Any]],
+        create_producer: Callable[[], Producer[T_co]],
         *,
         ack_timeout: float = 300.0,
         max_in_flight: int = 1024,

@@ -70,7 +70,7 @@ async def test_a_lane_that_cannot_be_used_is_the_upstreams_failure(
         def get_advance_lane(self, payload: tuple[int, str]) -> Hashable:
             return lane(payload[1])
 
-    source: AckSource[str] = AckSource("broker", Producer, advance_retry=Restart())  # type: ignore[arg-type]
+    source: AckSource[str] = AckSource("broker", Producer, advance_retry=Restart())
     async with managed() as manager, manager.subscribe(source) as stream:
         broker.emit(*events)
         await take(stream, len(events))
@@ -130,7 +130,7 @@ async def test_an_advance_that_is_cancelled_from_inside_is_a_failure_that_everyb
                     cancellation = exc
             raise cancellation
 
-    source: AckSource[str] = AckSource("broker", Producer)  # type: ignore[arg-type]
+    source: AckSource[str] = AckSource("broker", Producer)
     async with managed() as manager, manager.subscribe(source) as stream, manager.subscribe(source) as other:
         broker.emit("a")
         await take(stream, 1)

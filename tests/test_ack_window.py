@@ -76,7 +76,7 @@ async def test_the_bound_is_strict_too_where_somebody_joins_in_the_middle_of_a_b
         async def advance(self, batch: Any) -> None:
             broker.batches.append((None, [item.broker_payload for item in batch]))
 
-    source: AckSource[int] = AckSource("broker", Producer, max_in_flight=5, drain_timeout=0.5)  # type: ignore[arg-type]
+    source: AckSource[int] = AckSource("broker", Producer, max_in_flight=5, drain_timeout=0.5)
     async with managed() as manager, anyio.create_task_group() as tasks:
         stream = await manager.subscribe(source).__aenter__()
         tasks.start_soon(Reader(stream).run)
@@ -135,7 +135,7 @@ class Plain:
 
 async def test_a_stream_that_is_no_generator_is_held_back_and_stopped_as_well() -> None:
     producer = Plain(list(range(10)))
-    source: AckSource[int] = AckSource("plain", lambda: producer, max_in_flight=2)  # type: ignore[arg-type, return-value]
+    source: AckSource[int] = AckSource("plain", lambda: producer, max_in_flight=2)
     async with managed() as manager, manager.subscribe(source) as stream:
         await settle()
         assert producer.events == list(range(2, 10))

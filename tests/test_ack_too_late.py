@@ -1,0 +1,63 @@
+"""A subscriber that has failed, and is still at its last event: what it says of that is too late, and no mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from anyio_sharedstream import AckSubscription, AckTimeout, SharedStreamManager, SubscriberOverflow
+from tests.ack_support import Broker
+from tests.support import settle
+from tests.virtual_time import in_virtual_time
+
+SAYING: dict[str, Callable[[AckSubscription[Any]], Any]] = {
+    "rejected": lambda stream: stream.reject("malformed"),
+    "failed": lambda stream: stream.fail("malformed"),
+    "acked": lambda stream: stream.defer().ack(),
+}
+
+
+@pytest.mark.parametrize("said", SAYING)
+@in_virtual_time
+async def test_after_a_timeout_it_is_ignored_once_and_the_error_comes_with_the_next_receive(said: str) -> None:
+    broker, lines = Broker(), LogCapture()
+    manager = SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
+    async with (
+        manager,
+        manager.subscribe(broker.source(ack_timeout=5)),
+        manager.subscribe(broker.source(ack_timeout=5)) as stream,
+    ):
+        broker.emit(1)
+        await stream.receive()
+        await anyio.sleep(6)
+        SAYING[said](stream)
+        assert [(line["event"], line["said"]) for line in lines.entries if line["event"] == "too late to say"] == [
+            ("too late to say", said)
+        ]
+        with pytest.raises(RuntimeError, match="no current event"):
+            stream.fail()
+        with pytest.raises(AckTimeout):
+            await stream.receive()
+    assert broker.outcomes == {1: (0, 1, 0, 1)}
+
+
+@pytest.mark.parametrize("said", SAYING)
+async def test_after_an_overflow_too(said: str) -> None:
+    broker = Broker()
+    async with SharedStreamManager() as manager, manager.subscribe(broker.source()) as other:
+        async with manager.subscribe(broker.source(), max_buffer_size=1) as stream:
+            for number in range(3):
+                broker.emit(number)
+                await settle()
+                if number == 0:
+                    await stream.receive()
+            SAYING[said](stream)
+            with pytest.raises(SubscriberOverflow):
+                await stream.receive()
+        assert await other.receive_batch(3) == (0, 1, 2)
+    assert broker.outcomes == {0: (1, 1, 0, 0), 1: (1, 0, 0, 1), 2: (1, 0, 0, 1)}
