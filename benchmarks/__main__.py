@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import competitors, plots, report
+from benchmarks import acknowledged, competitors, plots, report
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROOT = DOCS.parent
@@ -34,6 +34,9 @@ PLAN: list[tuple[str, list[str], list[str]]] = [
     ("memory", ["shared stream", "memory streams", "limit"], ["trio"]),
     ("lifetimes", ["shared stream"], ["asyncio", "trio"]),
     ("routing", ["shared stream"], ["asyncio", "trio"]),
+    ("acknowledged", list(acknowledged.COMPETITORS), ["asyncio"]),
+    ("acknowledged", ["acknowledged", "shared stream"], ["uvloop", "trio"]),
+    ("resolving", ["acknowledged"], ["asyncio", "trio"]),
 ]
 
 
@@ -47,7 +50,7 @@ def measurements(quick: bool) -> list[tuple[str, str, str]]:
                 every.remove("limit")  # it hands over no events, so it cannot have several at once
             found += [(work, loop, name) for name in names or every if not competitors.missing(name)]
     if quick:
-        return [one for one in found if one[1] != "uvloop" and one[2] not in ("Airflow", "reactivex")]
+        return [one for one in found if one[1] != "uvloop" and one[2] not in competitors.NEEDS]
     return found
 
 

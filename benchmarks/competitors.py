@@ -246,7 +246,11 @@ ON_ASYNCIO: dict[str, Competitor] = ON_EVERY_LOOP | {
 ON_TRIO: dict[str, Competitor] = ON_EVERY_LOOP | {"limit": trio_limit}
 
 #: What a competitor needs that is not installed with this library.
-NEEDS = {"Airflow": "airflow.triggers.shared_stream", "reactivex": "reactivex"}
+NEEDS = {
+    "Airflow": "airflow.triggers.shared_stream",
+    "Airflow, acknowledged": "airflow.triggers.shared_stream",
+    "reactivex": "reactivex",
+}
 
 
 def missing(name: str) -> str | None:

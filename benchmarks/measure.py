@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from benchmarks import competitors, work
+from benchmarks import acknowledged, competitors, work
 from benchmarks.competitors import Competitor, Reader
 
 QUICK = 0.2
@@ -121,6 +121,8 @@ WORK: dict[str, Callable[[str, str, float], Awaitable[Figures]]] = {
     "memory": memory,
     "lifetimes": lifetimes,
     "routing": routing,
+    "acknowledged": acknowledged.deliveries,
+    "resolving": acknowledged.costs,
 }
 
 

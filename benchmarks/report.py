@@ -16,6 +16,16 @@ BATCHES = "shared stream, in batches"
 #: What is promised: a name, two cases whose ratio it is, and what it may be at most.
 Target = tuple[str, Case, Case, float]
 QUEUES, LIMIT, MEMORY = "asyncio queues", "limit", "memory streams"
+
+
+def _acked(name: str, size: str) -> Case:
+    return "acknowledged", "asyncio", name, size
+
+
+def _resolving(size: str) -> Case:
+    return "resolving", "asyncio", "acknowledged", f"resolution, {size}"
+
+
 TARGETS: list[Target] = [
     ("woken, 1,000, asyncio: of queues", ("woken", "asyncio", OURS, "1000"), ("woken", "asyncio", QUEUES, "1000"), 0.78),
     ("woken, 1,000, asyncio: of the limit", ("woken", "asyncio", OURS, "1000"), ("woken", "asyncio", LIMIT, "1000"), 1.30),
@@ -63,7 +73,27 @@ TARGETS: list[Target] = [
         ("routing", "asyncio", OURS, "10 alone"),
         3.0,
     ),
+    *(
+        (f"acknowledged, {size}, asyncio: of {other}", _acked(one, size), _acked(other, size), most)
+        for size, one, other, most in [
+            ("woken", "acknowledged", "Airflow, acknowledged", 0.52),
+            ("bursts of 64", "acknowledged", "Airflow, acknowledged", 0.10),
+            ("woken", "acknowledged", "shared stream", 1.25),
+            ("bursts of 64", "acknowledged", "shared stream", 1.2),
+            ("bursts of 64", "acknowledged, suspending", "shared stream, suspending", 1.6),
+        ]
+    ),
+    ("resolution: 4,000 lanes, of 1", _resolving("4,000 lanes"), _resolving("1 lane"), 2.5),
+    ("resolution: 50,000 outstanding, of 10", _resolving("50,000 outstanding"), _resolving("10 outstanding"), 1.3),
 ]
+
+#: What is promised of acknowledgement in figures of its own.
+BOUNDS = {
+    "1,000 leavers, 4,000 outstanding (ms)": 20,
+    "bytes per subscriber and event, one by one": 12,
+    "bytes per subscriber and event, in bursts": 2,
+    "bytes per Pending": 200,
+}
 
 
 def ratio(samples: Samples, one: Case, other: Case) -> tuple[float, float, float] | None:
@@ -92,6 +122,10 @@ def table(samples: Samples) -> str:
             lines.append(
                 f"{name:56} {found[0]:8.3f}  {found[1]:7.2f} {found[2]:7.2f}  {most:7.2f}  {'' if found[0] <= most else 'missed'}"
             )
+    for name, most in BOUNDS.items():
+        measured = samples.get(("resolving", "asyncio", "acknowledged", name))
+        if measured:
+            lines.append(f"acknowledged, {name}: {median(measured):.2f} (at most {most})")
     for loop in ("asyncio", "trio"):
         idle = samples.get(("memory", loop, OURS, "idle")), samples.get(("memory", loop, LIMIT, "idle"))
         lagging = samples.get(("memory", loop, OURS, "lagging"))
