@@ -6,13 +6,16 @@ It lies in no package, so that neither pytest nor coverage takes it for code, an
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, assert_type
 
 from anyio.abc import ObjectReceiveStream, UnreliableObjectReceiveStream
 
 from anyio_sharedstream import (
+    AckSource,
+    AckSubscription,
+    AdvanceItem,
     Block,
     Conflate,
     DropNewest,
@@ -25,6 +28,7 @@ from anyio_sharedstream import (
     Restart,
     SharedSource,
     SharedStreamManager,
+    SharedStreamProducer,
     Snapshot,
     Subscription,
     shared_source,
@@ -241,3 +245,44 @@ def functions_of_an_event_are_given_the_sources(manager: SharedStreamManager) ->
     assert_type(manager.subscribe(ROUTED, where=either_is_cheap, overflow=Latest()), LossySubscription[Trade])
     assert_type(manager.subscribe(ROUTED, where=bool, gaps=True), Subscription[Event])
     assert_type(manager.subscribe(ROUTED, where=None, routes=None), Subscription[Trade])
+
+
+# Acknowledgement.
+
+
+class Offsets(SharedStreamProducer[Trade, int]):
+    async def open_stream(self) -> AsyncIterator[tuple[Trade, int]]:
+        yield Trade("BTC", 1.0), 1
+
+    async def advance(self, batch: Sequence[AdvanceItem[int]]) -> None:
+        for offset, outcome in batch:
+            assert_type(offset, int)
+            assert_type(outcome.is_clean, bool)
+
+
+class ByShape:
+    """Neither a subclass, nor with all the methods."""
+
+    async def open_stream(self) -> AsyncGenerator[tuple[Trade, str], None]:
+        yield Trade("BTC", 1.0), "1-0"
+
+    async def advance(self, batch: list[tuple[str, object]]) -> None:
+        pass
+
+
+def producers_say_what_their_source_yields() -> None:
+    assert_type(AckSource("trades", Offsets), AckSource[Trade])
+    assert_type(AckSource("trades", ByShape), AckSource[Trade])
+    assert_type(AckSource("trades", lambda: Offsets(), ack_timeout=1, restart=Restart()), AckSource[Trade])
+
+
+async def an_acknowledged_source_gives_an_ack_subscription(manager: SharedStreamManager) -> None:
+    source = AckSource("trades", Offsets)
+    assert_type(manager.subscribe(source), AckSubscription[Trade])
+    assert_type(manager.subscribe(source, overflow=Block(1)), AckSubscription[Trade])
+    assert_type(manager.subscribe(source, gaps=True), AckSubscription[Event])
+    async with manager.subscribe(source, where=lambda trade: trade.price > 1) as stream:
+        consumed: Subscription[Trade] = stream
+        assert_type(await consumed.receive(), Trade)
+        async for batch in stream.batches(10):
+            assert_type(batch, tuple[Trade, ...])

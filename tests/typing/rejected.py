@@ -113,11 +113,11 @@ def all_but_the_source_are_keywords(manager: SharedStreamManager) -> None:
 
 def functions_of_an_event_take_the_sources(manager: SharedStreamManager) -> None:
     subscribe = manager.subscribe
-    subscribe(SOURCE, where=length)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    subscribe(SOURCE, where=length)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     subscribe(SOURCE, where=lambda it: it.volume)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    subscribe(SOURCE, where="cheap")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    subscribe(SOURCE, routes=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    subscribe(SOURCE, routes=[["BTC"]])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    subscribe(SOURCE, where="cheap")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    subscribe(SOURCE, routes=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    subscribe(SOURCE, routes=[["BTC"]])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType, reportCallIssue]
     SharedSource(key="trades", open=trades, route_by=length)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     SharedSource(key="trades", open=trades, route_by=parts)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SharedSource(key="trades", open=trades, route_by="symbol")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
