@@ -34,6 +34,9 @@ class Owner(Protocol):
     def advance_failed(self, acks: Any, error: BaseException, /) -> None:
         """The producer cannot be told any more."""
 
+    def clean_up_failed(self, error: BaseException, /) -> None:
+        """Something was raised while the upstream was being closed."""
+
     def all_said(self, acks: Any, /) -> None:
         """Nobody has to say anything more of what was deferred."""
 
@@ -221,6 +224,11 @@ class Advancing:
     def failed(self, error: BaseException) -> None:
         """The producer cannot be told any more."""
         self._owner.advance_failed(self, error)
+
+    def failed_late(self, error: BaseException) -> None:
+        """The producer has raised something when nothing was expected of it any more."""
+        self._owner.clean_up_failed(error)
+        self.lines.write()
 
     def statistics(self) -> AckStatistics:
         return AckStatistics(

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from anyio import Event
+from anyio import Event, get_cancelled_exc_class
 from anyio.abc import TaskGroup
 
 from anyio_sharedstream._advancing import Advancing
 from anyio_sharedstream._clock import Timer
+from anyio_sharedstream._exceptions import consists_of
 from anyio_sharedstream._lanes import Lane
 from anyio_sharedstream._leaving import being_cancelled
 from anyio_sharedstream._ledger import Record
@@ -77,6 +78,8 @@ class Workers:
                     self._acks.advancing -= 1
                 if not self._acks.dead:
                     self._tried(lane, batch, error)
+                elif error is not None:
+                    self._acks.failed_late(error)
                 del error, batch
             something = Event()
             self._idle.append(something)
@@ -87,7 +90,7 @@ class Workers:
         try:
             await self._acks.producer.advance([AdvanceItem(record.payload, _outcome(record)) for record in batch])
         except BaseException as exc:
-            if being_cancelled():
+            if being_cancelled() and consists_of(exc, get_cancelled_exc_class()):
                 raise
             return exc
         return None

@@ -131,3 +131,24 @@ async def test_an_exhausted_upstream_that_is_opened_again_begins_a_new_epoch() -
         finish(stream)
         await settle()
         assert broker.advanced == [1, 100, 3, 100]
+
+
+@in_virtual_time
+async def test_what_an_advance_raises_when_it_is_cancelled_in_the_end_is_reported() -> None:
+    lines = LogCapture()
+
+    class Failing(Broker):
+        async def advance(self, batch: Any) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise ValueError("cannot be undone")
+
+    broker = Failing()
+    async with SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines])) as manager:
+        async with manager.subscribe(broker.source(drain_timeout=5)) as stream:
+            broker.emit(1)
+            await stream.receive()
+        assert anyio.current_time() == 5
+    assert [type(line["exc_info"]) for line in lines.entries if line["event"] == "clean-up failed"] == [ValueError]
+    assert broker.log == ["stream closed", "closed"]
