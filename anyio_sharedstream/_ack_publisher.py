@@ -26,12 +26,12 @@ __all__ = ["AckPublisher"]
 class AckPublisher(Publisher):
     """The subscribers of one key, what they are sent, and what they have to say of it."""
 
-    bounded = True
     acks: Advancing
     """of the present opening"""
 
     def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend) -> None:
         super().__init__(source, owner, backend)
+        self.window = self
         self._payloads: list[Any] = []
         self._send = self._send_to_acknowledge
 

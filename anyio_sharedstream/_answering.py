@@ -128,12 +128,11 @@ class Answering(Subscription[T_co]):
             self._received -= len(rest)
             self._chunk = rest + self._chunk
         others = self._received - self._finished - self._taken_last
-        if others > 0:
+        if others > 0 and self._telling is not None:
             self._finished += others
-            if self._telling is not None:
-                self._telling.catch_up(others)
-        if self._acks is not None:
-            self._taken_at = self._acks.turn
+            self._telling.catch_up(others)
+        assert self._acks is not None
+        self._taken_at = self._acks.turn
 
     def _check_lateness(self) -> None:
         """The time has come that it may be late, unless it has taken something since, or has nothing to do."""
@@ -194,8 +193,7 @@ class Answering(Subscription[T_co]):
 
     def _log_said(self, said: Said, events: int, reason: object, *, late: bool) -> None:
         """Write down what was said, for whoever reads the log."""
-        if self._acks is None:
-            return
+        assert self._acks is not None  # it was given something
         lines = self._acks.lines
         if late:
             lines.add("debug", "too late to say", subscriber=self._subscriber_id, events=events, said=said)
@@ -250,9 +248,9 @@ class Answering(Subscription[T_co]):
             self._time()
 
     def _time(self) -> None:
+        assert self._deadline is not None
         self._timing = True
-        if self._deadline is not None:
-            self._deadline.start(self._taken_at)
+        self._deadline.start(self._taken_at)
 
     def _began_single(self) -> None:
         self._taken_last = 1

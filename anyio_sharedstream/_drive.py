@@ -17,6 +17,7 @@ from anyio_sharedstream._buffer import TURN
 from anyio_sharedstream._epoch import Epoch
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._hold import Hold
+from anyio_sharedstream._publisher import Window
 from anyio_sharedstream._source import iterate
 from anyio_sharedstream._step import Step
 
@@ -57,9 +58,9 @@ async def _drive(group: Group, epoch: Epoch, iterator: AsyncIterator[Any]) -> No
     """Publish everything that the iterator yields; return when it is exhausted, or rests at a yield and should be closed."""
     interruption: BaseException | None = None
     publisher, hold = group.publisher, group.publisher.hold
-    blocking, bounded = hold.blocking, publisher.bounded
+    blocking, window = hold.blocking, publisher.window
     ready = 0
-    if bounded:
+    if window is not None:
         interruption = await _pause(group, epoch, isinstance(iterator, AsyncGenerator))
     while True:
         told = interruption is not None and epoch.over
@@ -77,7 +78,7 @@ async def _drive(group: Group, epoch: Epoch, iterator: AsyncIterator[Any]) -> No
         gathered = 0 if epoch.broken_off else publisher.gather(event)
         ready = 1 if step.suspended else ready + 1
         interruption = None
-        if ready == TURN or epoch.over or (blocking and gathered >= hold.room()) or (bounded and publisher.room() <= 0):
+        if ready == TURN or epoch.over or (blocking and gathered >= hold.room()) or (window is not None and window.room() <= 0):
             ready = 0
             publisher.flush()
             interruption = await _pause(group, epoch, isinstance(iterator, AsyncGenerator))
@@ -101,8 +102,8 @@ async def _pause(group: Group, epoch: Epoch, interruptible: bool) -> BaseExcepti
                 await group.backend.let_woken_run()
         if not epoch.over:  # else it is of no use any more, and others may be waiting with it
             await hold_back(group.publisher.hold)
-        if group.publisher.bounded:
-            await _wait_for_room(group, epoch)
+        if group.publisher.window is not None:
+            await _wait_for_room(group, epoch, group.publisher.window)
         if epoch.over and interruptible:
             # It may have come in the half of that which cannot be cancelled.
             await checkpoint_if_cancelled()
@@ -123,13 +124,12 @@ async def hold_back(hold: Hold) -> None:
             hold.finish()
 
 
-async def _wait_for_room(group: Group, epoch: Epoch) -> None:
+async def _wait_for_room(group: Group, epoch: Epoch, window: Window) -> None:
     """Wait until something may be published. Once nothing may any more, the wait ends by a cancellation, when all is advanced."""
-    publisher = group.publisher
     try:
-        while epoch.over or publisher.room() <= 0:
-            await publisher.begin_to_wait().wait()
-            if publisher.flush():  # of what nobody was there for
+        while epoch.over or window.room() <= 0:
+            await window.begin_to_wait().wait()
+            if group.publisher.flush():  # of what nobody was there for
                 await group.backend.let_woken_run()
     finally:
-        publisher.waited()
+        window.waited()

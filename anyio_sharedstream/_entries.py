@@ -218,8 +218,8 @@ class Blocking(Entries[T_co]):
 
     def _empty(self) -> None:
         super()._empty()
-        if self._report is not None:
-            self._report(self)
+        assert self._report is not None
+        self._report(self)
 
     def _pause_wait(self) -> None:
         """The source is not held any more, though there is no room yet."""

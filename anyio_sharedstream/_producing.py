@@ -30,6 +30,10 @@ async def produce(epoch: AckEpoch) -> None:
     error: BaseException | None = None
     try:
         producer = acks.open()
+    except BaseException:
+        acks.abandon()
+        raise
+    try:
         async with create_task_group() as around:
             around.start_soon(_watch, epoch)
             with CancelScope(shield=True):
@@ -44,8 +48,7 @@ async def produce(epoch: AckEpoch) -> None:
             around.cancel_scope.cancel()
     finally:
         acks.abandon()
-        if acks.producer is not None:
-            await _close(group, acks.producer, acks.source.drain_timeout)
+        await _close(group, producer, acks.source.drain_timeout)
     if error is not None and not epoch.settled:
         try:
             raise error

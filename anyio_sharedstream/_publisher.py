@@ -6,7 +6,6 @@ none that publishes raises: publishing happens inside the source's own suspensio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -40,11 +39,24 @@ class Owner(Protocol):
         """Stop the manager, which *error* then leaves."""
 
 
+class Window(Protocol):
+    """Says when the source must wait, though no subscriber has it wait."""
+
+    def room(self) -> float:
+        """How many events more may be gathered."""
+
+    def begin_to_wait(self) -> Event:
+        """The source waits; gives an event that is set when it is worth asking for `room` again."""
+
+    def waited(self) -> None:
+        """The source goes on."""
+
+
 class Publisher:
     """The subscribers of one key, and what they are sent."""
 
-    bounded = False
-    """whether the source must wait when there is no `room`, for whatever reason"""
+    window: Window | None = None
+    """what bounds how much may be published, apart from the subscribers' buffers"""
 
     def __init__(self, source: SharedSource[Any], owner: Owner, backend: Backend) -> None:
         self.key = source.key
@@ -158,10 +170,6 @@ class Publisher:
         self._gathered.append(event)
         return len(self._gathered)
 
-    def room(self) -> float:
-        """How many events more may be gathered, if that is `bounded`."""
-        return math.inf
-
     @property
     def held(self) -> bool:
         """Whether the source waits at the moment, because we have it wait."""
@@ -171,13 +179,6 @@ class Publisher:
     def held_until(self) -> float:
         """When the source went on last after it had to wait, in the event loop's seconds."""
         return self.hold.ended_at
-
-    def begin_to_wait(self) -> Event:
-        """The source waits; gives an event that is set when it is worth asking for `room` again."""
-        return Event()
-
-    def waited(self) -> None:
-        """The source goes on."""
 
     def _digest(self, event: Any) -> None:
         try:

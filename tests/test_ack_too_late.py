@@ -10,7 +10,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import AckSubscription, AckTimeout, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import AckSubscription, AckTimeout, Block, SharedStreamManager, SubscriberOverflow
 from tests.ack_support import Broker
 from tests.support import settle
 from tests.virtual_time import in_virtual_time
@@ -61,3 +61,30 @@ async def test_after_an_overflow_too(said: str) -> None:
                 await stream.receive()
         assert await other.receive_batch(3) == (0, 1, 2)
     assert broker.outcomes == {0: (1, 1, 0, 0), 1: (1, 0, 0, 1), 2: (1, 0, 0, 1)}
+
+
+async def test_a_subscription_that_was_never_entered_has_nothing_to_say() -> None:
+    broker = Broker()
+    async with SharedStreamManager() as manager:
+        stream = manager.subscribe(broker.source())
+        with pytest.raises(RuntimeError, match="no current event"):
+            stream.fail()
+        stream.close()
+    assert broker.opened == 0
+
+
+async def test_who_takes_everything_and_is_closed_in_the_middle_of_a_publication_releases_it() -> None:
+    broker = Broker()
+    async with SharedStreamManager() as manager:
+        blocking = await manager.subscribe(broker.source(), overflow=Block(10)).__aenter__()
+
+        def close_it(_event: object) -> bool:
+            blocking.close()
+            return True
+
+        async with manager.subscribe(broker.source(), where=close_it) as stream:
+            await blocking.aclose()
+            blocking = await manager.subscribe(broker.source(), overflow=Block(10)).__aenter__()
+            broker.emit(1)
+            assert await stream.receive() == 1
+    assert broker.outcomes == {1: (1, 0, 0, 1)}

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 import structlog
+from structlog.testing import LogCapture
 
 from anyio_sharedstream import AdvanceItem
 from anyio_sharedstream.adapters.redis_streams import RedisStreamEvent, RedisStreamProducer, redis_stream
@@ -16,6 +17,12 @@ from tests.redis_support import ACKED, FAILED, LONG_AGO, REJECTED, RELEASED, Bro
 from tests.sweep import Cut, sweep
 
 pytestmark = needs_server
+
+
+def recorded() -> tuple[Any, list[Any]]:
+    """A logger, and its lines. Not `structlog.testing.capture_logs`: after that, structlog is configured for all other tests."""
+    lines = LogCapture()
+    return structlog.wrap_logger(None, processors=[lines]), lines.entries
 
 
 async def test_what_the_stream_has_comes_first_and_what_is_added_then_follows(broker: Broker) -> None:
@@ -268,10 +275,9 @@ async def test_a_consumer_of_the_same_name_takes_up_at_once_what_its_earlier_lif
         await run.take(5)
     broker.client.xdel(broker.stream, ids[1])
     broker.add("new")
-    with structlog.testing.capture_logs() as lines:
-        logger = structlog.get_logger()
-        async with Run(broker.producer(consumer="me", min_idle_time=1000, count=2, logger=logger)) as run:
-            events = await run.take(5)
+    logger, lines = recorded()
+    async with Run(broker.producer(consumer="me", min_idle_time=1000, count=2, logger=logger)) as run:
+        events = await run.take(5)
     assert [(event.id, event.deliveries) for event in events[:4]] == [(id_, 2) for id_ in (ids[0], *ids[2:])]
     assert values(events[4:]) == ["new"]
     assert ids[1] not in broker.pending()
@@ -282,10 +288,10 @@ async def test_entries_that_were_deleted_are_neither_given_nor_pending_any_longe
     ids = broker.add("a", "deleted", "c")
     broker.die_with(*ids)
     broker.client.xdel(broker.stream, ids[1])
-    with structlog.testing.capture_logs() as lines:
-        async with Run(broker.producer(logger=structlog.get_logger())) as run:
-            assert values(await run.take(2)) == ["a", "c"]
-            assert set(broker.pending()) == {ids[0], ids[2]}
+    logger, lines = recorded()
+    async with Run(broker.producer(logger=logger)) as run:
+        assert values(await run.take(2)) == ["a", "c"]
+        assert set(broker.pending()) == {ids[0], ids[2]}
     (line,) = lines
     assert (line["log_level"], line["entries"]) == ("warning", [ids[1]])
 
@@ -293,9 +299,9 @@ async def test_entries_that_were_deleted_are_neither_given_nor_pending_any_longe
 async def test_what_kills_each_of_its_consumers_is_dead_in_the_end(broker: Broker) -> None:
     ids = broker.add("poison", "good")
     broker.die_with(*ids[:1], deliveries=3)
-    with structlog.testing.capture_logs() as lines:
-        async with Run(broker.producer(max_deliveries=3, logger=structlog.get_logger())) as run:
-            assert values([await run.next()]) == ["good"]
+    logger, lines = recorded()
+    async with Run(broker.producer(max_deliveries=3, logger=logger)) as run:
+        assert values([await run.next()]) == ["good"]
     (grave,) = broker.dead()
     assert (grave["dead-letter-id"], grave["dead-letter-reason"]) == (ids[0], "abandoned")
     assert [(line["entry"], line["reason"], line["deliveries"]) for line in lines] == [(ids[0], "abandoned", 4)]

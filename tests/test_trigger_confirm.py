@@ -8,7 +8,9 @@ from typing import Any
 
 import anyio
 import pytest
+import structlog
 from anyio.lowlevel import checkpoint
+from structlog.testing import LogCapture
 
 from anyio_sharedstream import AckSubscription, AckTimeout, Pending, SharedStreamManager
 from anyio_sharedstream.triggers import (
@@ -475,6 +477,29 @@ async def test_an_end_fails_what_the_trigger_was_at_unless_it_is_a_good_one_and_
         if end != "stopped":
             [ending] = await take(runner, 1)
             assert isinstance(ending, TriggerFailed if end == "fails" else TriggerFinished)
+
+
+@in_virtual_time
+async def test_after_a_trigger_has_finished_the_time_for_confirming_runs_on_and_the_log_says_when_it_has_passed() -> None:
+    broker, lines = Broker(), LogCapture()
+
+    async def once(stream: Any) -> Events:
+        yield TriggerEvent(await stream.receive())
+
+    async with TriggerRunner(logger=structlog.wrap_logger(None, processors=[lines])) as runner:
+        for confirmed in (True, False):
+            runner.start("a", Confirmed(broker, once, ack_timeout=10))
+            broker.emit(confirmed)
+            outcomes = await take(runner, 2)
+            assert outcomes == [*fired("a", confirmed), TriggerFinished("a")]
+            await anyio.sleep(9.999)
+            assert confirmed not in broker.outcomes
+            confirm(outcomes[:confirmed])
+            await anyio.sleep(0.002)
+            assert broker.outcomes[confirmed] == (ACKED if confirmed else FAILED)
+    failed = [line["reason"] for line in lines.entries if line["event"] == "events failed"]
+    assert failed == ["not confirmed within 10 seconds"]
+    assert broker.log == ["stream closed", "closed"] * 2
 
 
 @pytest.mark.parametrize("fires", [False, True])
