@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import permutations
+from math import inf
 from typing import Any
 
 import anyio
 import pytest
 import structlog
+from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 from structlog.testing import LogCapture
 
@@ -341,7 +345,8 @@ async def test_the_time_counts_from_the_first_that_was_fired_read_or_not_and_unt
     broker = Broker()
 
     async def slowly(stream: Any) -> Events:
-        async for event in stream:
+        while True:
+            event = await stream.receive()
             await anyio.sleep(3)
             yield TriggerEvent(event)
             await anyio.sleep(4)
@@ -437,6 +442,40 @@ async def test_when_the_reader_has_closed_outcomes_everything_that_is_fired_fail
         assert broker.outcomes == dict.fromkeys(range(6), FAILED)
 
 
+@in_virtual_time
+async def test_without_a_timeout_confirming_may_take_for_ever() -> None:
+    broker = Broker()
+    async with TriggerRunner() as runner:
+        runner.start("a", Confirmed(broker, ack_timeout=inf))
+        broker.emit(0)
+        outcomes = await take(runner, 1)
+        await anyio.sleep(80_000)
+        assert broker.advanced == []
+        confirm(outcomes)
+        await settle()
+        assert broker.outcomes == {0: ACKED}
+
+
+@in_virtual_time
+async def test_what_the_filter_says_of_what_was_not_confirmed_in_time_comes_too_late() -> None:
+    broker = Broker()
+
+    async def events(stream: Any) -> Events:
+        for say in (stream.reject, stream.fail):
+            yield TriggerEvent(await stream.receive())
+            await anyio.sleep(11)
+            say()
+        await anyio.sleep_forever()
+
+    async with TriggerRunner() as runner:
+        runner.start("a", Confirmed(broker, events, ack_timeout=10))
+        broker.emit(0, 1)
+        await anyio.sleep(30)
+        assert broker.outcomes == {0: FAILED, 1: FAILED}
+        assert broker.attempts == 2
+        confirm(await take(runner, 2))
+
+
 # How a trigger ends.
 
 
@@ -474,9 +513,8 @@ async def test_an_end_fails_what_the_trigger_was_at_unless_it_is_a_good_one_and_
         at_the_end = ACKED if end == "finishes" else FAILED
         expected = {0: ACKED, 1: at_the_end} if gone_on else {0: at_the_end}
         await until(lambda: broker.outcomes == expected)
-        if end != "stopped":
-            [ending] = await take(runner, 1)
-            assert isinstance(ending, TriggerFailed if end == "fails" else TriggerFinished)
+        endings = {"fails": [TriggerFailed], "stopped": [], "finishes": [TriggerFinished]}[end]
+        assert [type(outcome) for outcome in await take(runner, len(endings))] == endings
 
 
 @in_virtual_time
@@ -502,26 +540,38 @@ async def test_after_a_trigger_has_finished_the_time_for_confirming_runs_on_and_
     assert broker.log == ["stream closed", "closed"] * 2
 
 
-@pytest.mark.parametrize("fires", [False, True])
-async def test_stopping_a_trigger_fails_what_full_outcomes_hold_back_or_what_it_has_not_got_to_fire(fires: bool) -> None:
+async def rests(stream: Any, swallows: bool) -> Events:
+    with suppress(get_cancelled_exc_class()) if swallows else nullcontext():
+        while True:
+            yield TriggerEvent(await stream.receive())
+
+
+async def is_busy(stream: Any, swallows: bool) -> Events:
+    with suppress(get_cancelled_exc_class()) if swallows else nullcontext():
+        yield TriggerEvent(await stream.receive())
+        await stream.receive()
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("events", [rests, is_busy])
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("end", ["stopped", "all is cancelled"])
+async def test_a_trigger_that_is_stopped_has_failed_what_it_was_at_held_back_or_busy_and_whatever_it_does_about_it(
+    events: Any, swallows: bool, end: str
+) -> None:
     broker = Broker()
-
-    async def events(stream: Any) -> Events:
-        async for event in stream:
-            if fires:
-                yield TriggerEvent(event)
-            else:
-                await anyio.sleep_forever()
-
-    async with TriggerRunner(max_outcomes=1) as runner:
-        runner.start("filler", yields("full"))
-        await settle()
-        runner.start("a", Confirmed(broker, events))
-        broker.emit(0, 1)
-        await settle()
-        await runner.stop("a")
-        assert broker.outcomes == {0: FAILED, 1: RELEASED}
-        assert await take(runner, 2) == [*fired("filler", "full"), TriggerFinished("filler")]
+    with anyio.CancelScope() as scope:
+        async with TriggerRunner(max_outcomes=1) as runner:
+            runner.start("a", Confirmed(broker, partial(events, swallows=swallows)))
+            broker.emit(0, 1, 2)
+            confirm(await take(runner, 1))
+            await settle()
+            if end == "stopped":
+                await runner.stop("a")
+            scope.cancel()
+            with anyio.CancelScope(shield=True):  # so that the trigger is told before the runner is left
+                await settle()
+    print(broker.outcomes)
 
 
 async def test_after_a_failure_of_the_stream_and_after_a_stop_of_its_key_what_was_fired_can_be_confirmed() -> None:

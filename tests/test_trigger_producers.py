@@ -12,12 +12,19 @@ from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import AckSubscription, DropOldest, Restart, SharedStreamManager
 from anyio_sharedstream._trigger_confirm import ConfirmedStream
-from anyio_sharedstream.triggers import TriggerEvent, TriggerFailed, TriggerFinished, TriggerFired, TriggerRunner
+from anyio_sharedstream.triggers import (
+    BaseEventTrigger,
+    TriggerEvent,
+    TriggerFailed,
+    TriggerFinished,
+    TriggerFired,
+    TriggerRunner,
+)
 from tests.ack_support import ACKED, FAILED, RELEASED, Broker, acknowledgement
 from tests.support import Feed, idle, settle, until
 from tests.sweep import Cut, Reader, managed, nothing_left, sweep
 from tests.test_trigger_confirm import Confirmed, confirm
-from tests.trigger_support import Events, Shared, every, failure, fired, rest, take
+from tests.trigger_support import Events, Shared, every, failure, fired, raising, rest, take
 from tests.virtual_time import in_virtual_time
 
 IN_A_SECOND = Restart(initial_delay=1, jitter=0)
@@ -381,6 +388,9 @@ async def test_a_class_and_a_producer_shaped_as_in_airflow_work_as_they_are() ->
 async def test_a_base_class_as_in_airflow_that_only_says_how_producers_are_created_changes_nothing() -> None:
     log = Log([("a", 0)])
     trigger = type("Shared", (airflow(),), {})(log)
+    for base in (trigger, BaseEventTrigger):
+        with pytest.raises(NotImplementedError):
+            base.create_shared_stream_producer({})
     async with SharedStreamManager() as manager, TriggerRunner(manager) as runner:
         runner.start("a", trigger)
         assert await take(runner, 1) == fired("a", "a0")
@@ -485,15 +495,13 @@ async def test_the_stream_of_a_filter_does_what_a_subscription_does() -> None:
 @pytest.mark.parametrize("error", [None, ValueError()])
 async def test_the_stream_of_a_filter_may_be_left_and_that_speaks_for_what_is_current(error: Exception | None) -> None:
     broker = Broker()
+    leave = list if error is None else raising(error)
 
     async def events(stream: Any) -> Events:
         async with stream:
-            async for event in stream:
-                if event == 1:
-                    break
-                yield TriggerEvent(event)
-            if error is not None:
-                raise error
+            yield TriggerEvent(await stream.receive())
+            await stream.receive()
+            leave()
 
     async with TriggerRunner() as runner:
         runner.start("a", Confirmed(broker, events))
