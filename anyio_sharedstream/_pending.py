@@ -1,18 +1,15 @@
 """What was deferred: events of which somebody will say later what became of them.
 
-Relies on `_advancing`, which is told. A `Pending` may be resolved by any task, also when the subscriber has left long ago, and
-may be forgotten; then nobody knows what became of its events, which is a failure like any other.
+Relies on nothing but its opening (`_advancing`), which is told. A `Pending` may be resolved by any task, also when the subscriber
+has left long ago, and may be forgotten; then nobody knows what became of its events, which is a failure like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Literal, Protocol
-
-from anyio_sharedstream._advancing import Advancing
-from anyio_sharedstream._ledger import Record
+from typing import Any, Literal, Protocol
 
 __all__ = ["Pending", "Said"]
 
@@ -31,6 +28,17 @@ class Deferrer(Protocol):
         """Write down what was said."""
 
 
+class Opening(Protocol):
+    """What a `Pending` knows of the opening that its events are of."""
+
+    dead: bool
+    deferred: int
+    call_soon: Callable[[Callable[[], object]], object]
+
+    def said(self, records: Sequence[Any], /) -> None:
+        """Somebody who had deferred these events has said what became of them."""
+
+
 class Pending:
     """Events that were deferred; made by `AckSubscription.defer`. Exactly one of its methods is to be called, once.
 
@@ -41,11 +49,11 @@ class Pending:
 
     __slots__ = ("_acks", "_deferrer", "_late", "_records", "_said")
 
-    def __init__(self, deferrer: Deferrer, acks: Advancing, records: Sequence[Record], *, late: bool) -> None:
+    def __init__(self, deferrer: Deferrer, acks: Opening, records: Sequence[Any], *, late: bool) -> None:
         self._deferrer = deferrer
         self._acks = acks
         self._late = late
-        self._records: Sequence[Record] = records
+        self._records: Sequence[Any] = records
         self._said: Said | None = None
         deferrer._deferred += len(records)
         if not late:
@@ -95,7 +103,7 @@ class Pending:
                 self._acks.call_soon(forgotten)
 
 
-def _resolved(deferrer: Deferrer, acks: Advancing | None, records: Sequence[Record], said: Said, reason: object) -> None:
+def _resolved(deferrer: Deferrer, acks: Opening | None, records: Sequence[Any], said: Said, reason: object) -> None:
     deferrer._deferred -= len(records)
     late = acks is None or acks.dead
     if acks is not None and not acks.dead:
