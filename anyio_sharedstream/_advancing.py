@@ -61,8 +61,7 @@ class Advancing:
     """The events of one opening that were published and have not been advanced, and the producer that is told of them."""
 
     def __init__(self, owner: Owner, clock: Clock) -> None:
-        source: AckSource[Any] = owner.source
-        self.source = source
+        self.source: AckSource[Any] = owner.source
         self.clock = clock
         self.now = owner.backend.clock
         self.call_soon = owner.backend.call_soon
@@ -93,13 +92,15 @@ class Advancing:
         """whether the upstream waits, for room or for a subscriber"""
         self.waited_until = 0.0
         """when it last went on after that, in the event loop's seconds"""
-        self.advancing = 0
-        """lanes that are being advanced"""
+        self.advancing = 0  # lanes
         self.retries: dict[Lane, Timer] = {}
         """lanes that could not be advanced, until they are tried again"""
+        self.timers: dict[Timer, None] = {}
+        """those of others that end with this opening"""
         self._advanced = 0
-        self._stuck = Timer(clock, lambda: owner.stuck(self), source.ack_timeout if source.ack_timeout < inf else None)
-        self._drain_timer = Timer(clock, self._give_up, source.drain_timeout)
+        patience = self.source.ack_timeout
+        self._stuck = Timer(clock, lambda: owner.stuck(self), patience if patience < inf else None)
+        self._drain_timer = Timer(clock, self._give_up, self.source.drain_timeout)
 
     def open(self) -> Any:
         """Create the producer. Raises what is wrong with it."""
@@ -177,9 +178,10 @@ class Advancing:
     def abandon(self) -> None:
         """The upstream is gone: nothing is advanced any more."""
         self.dead = True
-        for timer in (self._stuck, self._drain_timer, *self.retries.values()):
+        for timer in (self._stuck, self._drain_timer, *self.retries.values(), *self.timers):
             timer.close()
         self.retries.clear()
+        self.timers.clear()
         for subscriber in list(self.subscribers):
             subscriber._stop_timing()
         self.over.set()

@@ -1,9 +1,9 @@
 """What acknowledges the events of a trigger's shared stream: that its reader has confirmed all that the trigger made of them.
 
-Relies on the public API of `anyio_sharedstream` for the stream, and on its `_clock` for the timeout. What a trigger takes from
-the stream at once, and fires before it asks for more, belongs together. When the first of that fires, the stream's event is
-deferred, and it is acknowledged when the trigger has gone on and all that it fired has been confirmed. What fires nothing is
-acknowledged by the stream itself.
+Relies on the subscription of the stream, and on its opening (`_advancing`), which knows for how long anything may take. What a
+trigger takes from the stream at once, and fires before it asks for more, belongs together. When the first of that fires, the
+stream's event is deferred, and it is acknowledged when the trigger has gone on and all that it fired has been confirmed. What
+fires nothing is acknowledged by the stream itself.
 """
 
 from __future__ import annotations
@@ -17,34 +17,28 @@ from anyio import EndOfStream
 from anyio.abc import ObjectReceiveStream
 
 from anyio_sharedstream import AckSubscription, Pending, SubscriptionStatistics
-from anyio_sharedstream._clock import Clock, Timer
+from anyio_sharedstream._advancing import Advancing
+from anyio_sharedstream._clock import Timer
+from anyio_sharedstream._subscription import check_batch_size
 
-__all__ = ["Confirmations", "ConfirmedStream"]
-
-
-class Confirmations:
-    """Everything that a runner's reader has still to confirm."""
-
-    def __init__(self, start: Callable[[], object]) -> None:
-        self.clock = Clock(start)
-        self.open: dict[Fired, None] = {}
-
-    def end_timing(self) -> None:
-        """The runner is being left: what is confirmed until the upstream has closed still counts."""
-        for fired in list(self.open):
-            fired.timer.close()
+__all__ = ["ConfirmedStream"]
 
 
 class Fired:
     """What a trigger has fired of one event of its stream (or one batch), until that is resolved."""
 
-    def __init__(self, pending: Pending, confirmations: Confirmations, seconds: float) -> None:
-        self.timer = Timer(confirmations.clock, lambda: self.fail(f"not confirmed within {seconds} seconds"), seconds)
+    def __init__(self, pending: Pending, acks: Advancing, on_end: Callable[[Fired], object]) -> None:
         self._pending: Pending | None = pending
-        self._confirmations = confirmations
+        self._acks = acks
+        self._on_end = on_end
         self._unconfirmed = 0
         self._complete = False
-        confirmations.open[self] = None
+        seconds = acks.source.ack_timeout
+        # With the opening's own timers: the runner may be left before the time has come, and the opening may end before.
+        self._timer = Timer(acks.clock, lambda: self.fail(f"not confirmed within {seconds} seconds"), seconds)
+        if seconds < inf:
+            acks.timers[self._timer] = None
+            self._timer.start(acks.now())
 
     def one_more(self) -> Callable[[], None]:
         """The trigger fires; gives what confirms that."""
@@ -78,8 +72,9 @@ class Fired:
             pending.reject(reason)
 
     def _end(self) -> Pending | None:
-        self.timer.close()
-        self._confirmations.open.pop(self, None)
+        self._timer.close()
+        self._acks.timers.pop(self._timer, None)
+        self._on_end(self)
         pending, self._pending = self._pending, None
         return pending
 
@@ -87,32 +82,41 @@ class Fired:
 class ConfirmedStream(ObjectReceiveStream[Any]):
     """The subscription as a trigger's filter sees it: it can do the same, and notices when the trigger goes on."""
 
-    def __init__(
-        self, stream: AckSubscription[Any], confirmations: Confirmations, seconds: float, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, stream: AckSubscription[Any]) -> None:
         self._stream = stream
-        self._confirmations = confirmations
-        self._seconds = seconds if seconds < inf else None
-        self._now = now
         self._fired: Fired | None = None  # of the event that the trigger is at
+        self._open: dict[Fired, None] = {}  # everything of which something has still to be confirmed
+        self._epoch = 0  # in which that was fired
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
 
     # What the runner does.
 
-    def fire(self) -> Callable[[], None] | None:
+    def _fire(self) -> Callable[[], None] | None:
         """The trigger fires; gives what confirms that, unless the trigger itself has spoken for the event."""
+        self._forget_earlier_openings()
         if self._stream.statistics().events_current:
-            self._fired = fired = Fired(self._stream.defer(), self._confirmations, self._seconds or inf)
-            if self._seconds is not None:
-                fired.timer.start(self._now())
+            acks = self._stream._acks
+            assert acks is not None
+            self._fired = fired = Fired(self._stream.defer(), acks, lambda fired: self._open.pop(fired, None))
+            self._open[fired] = None
         return None if self._fired is None else self._fired.one_more()
 
-    def finish(self) -> None:
+    def _forget_earlier_openings(self) -> None:
+        """What came from an upstream that is gone comes again: its confirmations mean nothing, and take no room."""
+        if self._epoch != self._stream.epoch:
+            self._epoch = self._stream.epoch
+            for fired in list(self._open):
+                if fired is not self._fired:
+                    fired.fail("its upstream has gone")
+
+    def _finish(self) -> None:
         """The trigger has ended well."""
         self._go_on()
-        if self._stream.statistics().events_current:
-            self._stream.defer().ack()
+        self._stream._acknowledge()
 
-    def break_off(self) -> None:
+    def _break_off(self) -> None:
         """The trigger has ended otherwise, and nobody knows what it would still have fired."""
         fired, self._fired = self._fired, None
         if fired is not None:
@@ -136,10 +140,12 @@ class ConfirmedStream(ObjectReceiveStream[Any]):
 
     async def receive_batch(self, max_size: int) -> tuple[Any, ...]:
         """See `AckSubscription.receive_batch`."""
+        check_batch_size(max_size)
         return await self._go_on().receive_batch(max_size)
 
     def batches(self, max_size: int) -> ConfirmedBatches:
         """See `AckSubscription.batches`."""
+        check_batch_size(max_size)
         return ConfirmedBatches(self, max_size)
 
     async def __anext__(self) -> Any:

@@ -13,13 +13,13 @@ from functools import partial
 from inspect import iscoroutine
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from anyio import CancelScope, Event, current_effective_deadline, current_time, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import AckSource, SharedSource, SharedStreamError, SharedStreamManager, Subscription
 from anyio_sharedstream._exceptions import without
 from anyio_sharedstream._logging import Log
-from anyio_sharedstream._trigger_confirm import Confirmations, ConfirmedStream
+from anyio_sharedstream._trigger_confirm import ConfirmedStream
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -81,7 +81,6 @@ class Run:
         on_end: Callable[[Run], None],
         on_fatal: Callable[[BaseException], None],
         log: Log,
-        confirmations: Confirmations,
     ) -> None:
         self.trigger_id = trigger_id
         self.stopped = False
@@ -90,7 +89,6 @@ class Run:
         self._on_end = on_end
         self._on_fatal = on_fatal
         self._log = log
-        self._confirmations = confirmations
         self._confirmed: ConfirmedStream | None = None
         self._scope = CancelScope()
         self._stream: Subscription[Any] | None = None
@@ -122,7 +120,7 @@ class Run:
             _raise_why(entering)
         self._stream = stream
         if isinstance(source, AckSource):
-            self._confirmed = stream = ConfirmedStream(stream, self._confirmations, source.ack_timeout, current_time)
+            self._confirmed = stream = ConfirmedStream(stream)
         self._iterate = partial(filter_shared_stream, stream)
 
     def stop(self) -> None:
@@ -193,7 +191,7 @@ class Run:
         if self.stopped:
             await checkpoint()
         else:
-            confirm = None if self._confirmed is None else self._confirmed.fire()
+            confirm = None if self._confirmed is None else self._confirmed._fire()
             await self._outcomes.fire(self, TriggerFired(self.trigger_id, event, confirm))
 
     def end(self, errors: list[BaseException], cancelled: bool) -> None:
@@ -203,9 +201,9 @@ class Run:
         :param cancelled: whether it was stopped, or what surrounds the runner was cancelled
         """
         if self._confirmed is not None and (errors or cancelled or self.stopped):
-            self._confirmed.break_off()
+            self._confirmed._break_off()
         elif self._confirmed is not None:
-            self._confirmed.finish()
+            self._confirmed._finish()
         if self._stream is not None:
             self._stream.close()  # without waiting: the outcome need not wait for how the upstream closes
         self._on_end(self)

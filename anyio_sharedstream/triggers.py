@@ -21,7 +21,6 @@ from structlog.typing import BindableLogger
 from anyio_sharedstream import SharedStreamManager, SharedStreamProducer, Subscription
 from anyio_sharedstream._leaving import leave
 from anyio_sharedstream._logging import Log
-from anyio_sharedstream._trigger_confirm import Confirmations
 from anyio_sharedstream._trigger_outcomes import (
     Outcomes,
     TriggerEvent,
@@ -138,7 +137,6 @@ class TriggerRunner:
         self._log = Log(logger, self._abort)
         self._owned = self._manager if manager is None else None
         self._outcomes = Outcomes(max_outcomes)
-        self._confirmations = Confirmations(self._start_clock)
         self._live: dict[Hashable, Run] = {}
         self._leaving: list[Run] = []
         self._stack = AsyncExitStack()
@@ -175,7 +173,6 @@ class TriggerRunner:
         self._leaving = list(self._live.values())
         for run in self._leaving:
             run.stop()
-        self._confirmations.end_timing()
         try:
             await leave(self._stack.__aexit__, exc_val, lambda: self._fatal)
         finally:
@@ -207,7 +204,7 @@ class TriggerRunner:
             raise RuntimeError(f"the TriggerRunner {state}: start {name} inside its `async with` block")
         if live:
             raise RuntimeError(f"{name} is live: stop it first, wait until it has ended, or choose another id")
-        run = Run(trigger_id, self._outcomes, self._ended, self._abort, self._log, self._confirmations)
+        run = Run(trigger_id, self._outcomes, self._ended, self._abort, self._log)
         self._live[trigger_id] = run  # first, for the trigger's methods are foreign code, and may start others
         try:
             run.prepare(trigger, self._manager)
@@ -234,10 +231,6 @@ class TriggerRunner:
         run.stop()
         await run.closed.wait()
         await run.upstream_closed()
-
-    def _start_clock(self) -> None:
-        assert self._tasks is not None
-        self._tasks.start_soon(self._confirmations.clock.run, name="confirmations' clock")
 
     # What runs report.
 

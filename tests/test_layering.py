@@ -111,7 +111,16 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def importable(module: str) -> set[str]:
     """The modules of this package that *module* may import."""
     if module in TRIGGERS:
-        return {"__init__", "_clock", "_leaving", "_logging", "_exceptions", *TRIGGERS[TRIGGERS.index(module) + 1 :]}
+        return {
+            "__init__",
+            "_advancing",
+            "_clock",
+            "_leaving",
+            "_logging",
+            "_subscription",
+            "_exceptions",
+            *TRIGGERS[TRIGGERS.index(module) + 1 :],
+        }
     if module in ADAPTERS:
         return {"__init__", "_lifecycle", "_logging", "_producer", *ADAPTERS[ADAPTERS.index(module) + 1 :]}
     return set() if module == "adapters" else set(CORE[CORE.index(module) + 1 :])
