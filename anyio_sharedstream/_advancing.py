@@ -98,8 +98,7 @@ class Advancing:
         self.timers: dict[Timer, None] = {}
         """those of others that end with this opening"""
         self._advanced = 0
-        patience = self.source.ack_timeout
-        self._stuck = Timer(clock, lambda: owner.stuck(self), patience if patience < inf else None)
+        self._stuck = Timer(clock, lambda: owner.stuck(self), finite(self.source.ack_timeout))
         self._drain_timer = Timer(clock, self._give_up, self.source.drain_timeout)
 
     def open(self) -> Any:
@@ -243,3 +242,8 @@ class Advancing:
             retrying=len(self.retries),
             events_advanced=self._advanced,
         )
+
+
+def finite(seconds: float) -> float | None:
+    """As a timer takes it: one that is infinite does not start."""
+    return seconds if seconds < inf else None
