@@ -142,6 +142,20 @@ async def test_without_a_limit_it_is_delivered_as_often_as_it_takes(broker: Brok
         assert broker.deliveries() == {id_: 1001}
 
 
+@pytest.mark.parametrize("fields", [3000, 3001, 9000])
+async def test_an_entry_of_many_fields_can_be_rejected_once(broker: Broker, fields: int) -> None:
+    entry = {f"field {number}": str(number) for number in range(fields)}
+    broker.client.xadd(broker.stream, entry)
+    async with Run(broker.producer()) as run:
+        event = await run.next()
+        for _ in range(2):
+            await run.advance(REJECTED, event)
+        assert not broker.pending()
+    (grave,) = broker.dead()
+    assert {name: value for name, value in grave.items() if not name.startswith("dead-letter-")} == entry
+    assert (grave["dead-letter-id"], grave["dead-letter-reason"]) == (event.id, "rejected")
+
+
 async def test_what_was_rejected_is_dead_at_once(broker: Broker) -> None:
     broker.add("good", "bad", "good")
     async with Run(broker.producer(dead_letter=f"{broker.stream}-graves")) as run:

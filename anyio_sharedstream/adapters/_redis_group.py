@@ -25,6 +25,9 @@ BEGINNING = "0-0"
 #: The most ids that one command is given: the server does nothing else meanwhile.
 MOST_IDS = 1000
 
+#: The most fields of an entry that a script moves: Lua hands on no more than eight thousand words at once.
+MOST_FIELDS = 3000
+
 #: KEYS: the stream; ARGV: the group, the consumer, the idle time in milliseconds, where to go on, and how many.
 CLAIM = """
 local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
@@ -164,10 +167,21 @@ class Group:
             "dead-letter-reason": reason,
             "dead-letter-deliveries": str(event.deliveries),
         }
+        if len(event.fields) > MOST_FIELDS:
+            await self._bury_large(event, dead_letter, about)
+            return
         words = [word for pair in about.items() for word in pair]
         fields = [word for name, value in event.fields.items() for word in (name.encode(errors="surrogateescape"), value)]
         # What the stream has is exact. What was trimmed meanwhile is known only as it was delivered.
         await self._bury([self._stream, dead_letter], [self._group, event.id, len(words), *words, *fields])
+
+    async def _bury_large(self, event: RedisStreamEvent, dead_letter: str, about: Mapping[str, str]) -> None:
+        # Nobody but this consumer moves what is pending for it, so that cannot change between the question and the transaction.
+        if await self._client.xpending(self._stream, self._group, event.id, event.id, 1):
+            fields: dict[str, str | bytes] = {**about, **event.fields}
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.xadd(dead_letter, {name.encode(errors="surrogateescape"): value for name, value in fields.items()})
+                pipeline.xack(self._stream, self._group, [event.id])
 
     async def leave(self) -> None:
         """Remove the consumer if nothing is pending for it, so that names that are never used again do not gather."""
