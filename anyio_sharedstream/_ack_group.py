@@ -32,6 +32,8 @@ class AckEpoch(Epoch):
         super().__init__(number, watched=True)
         self.group = group
         self.acks = acks
+        self.brought_home = False
+        """whether nothing keeps the stream open any more"""
 
     @property
     def closing(self) -> bool:
@@ -100,8 +102,6 @@ class AckGroup(Group):
     def advance_failed(self, acks: Advancing, error: BaseException) -> None:
         """The producer cannot be told any more: that is a failure of the upstream, unless it is on its way out."""
         epoch = self.current
-        if acks.dead:
-            return
         if epoch.over:
             self.lines.add("error", "advance failed", exc_info=error, events=acks.in_flight)
             acks.abandon()
@@ -139,9 +139,8 @@ class AckGroup(Group):
         if not self.evicted:
             self._requested = True
             self._evict()
+        epoch.brought_home = True
         acks.abandon()
-        assert epoch.scope is not None
-        epoch.scope.cancel()
         self.timers.closing(epoch)
         self.lines.write()
 

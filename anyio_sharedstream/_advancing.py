@@ -187,8 +187,7 @@ class Advancing:
 
     def _give_up(self) -> None:
         self.draining = True
-        if self.in_flight:
-            self.lines.add("warning", "events not advanced", events=self.in_flight, seconds=self.source.drain_timeout)
+        self.lines.add("warning", "events not advanced", events=self.in_flight, seconds=self.source.drain_timeout)
         self._finish()
         self.lines.write()
 

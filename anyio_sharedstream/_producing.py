@@ -38,13 +38,11 @@ async def produce(epoch: AckEpoch) -> None:
             around.start_soon(_watch, epoch)
             with CancelScope(shield=True):
                 async with create_task_group() as tasks:
-                    tasks.start_soon(Workers(acks).run, tasks)
+                    tasks.start_soon(_advance, epoch)
                     assert epoch.scope is not None
                     with epoch.scope:
                         error = await _pull(epoch, producer)
                     group.stream_ended(epoch, error)
-                    await acks.over.wait()
-                    tasks.cancel_scope.cancel()
             around.cancel_scope.cancel()
     finally:
         acks.abandon()
@@ -54,6 +52,18 @@ async def produce(epoch: AckEpoch) -> None:
             raise error
         finally:
             del error  # it and this frame, which is in its traceback, would keep each other alive
+
+
+async def _advance(epoch: AckEpoch) -> None:
+    """Run those who advance until there is nothing left for them to do; then the stream is of no use any more."""
+    async with create_task_group() as tasks:
+        tasks.start_soon(Workers(epoch.acks).run, tasks)
+        await epoch.acks.over.wait()
+        tasks.cancel_scope.cancel()
+    # Not before: an `advance` that hangs may hold what the stream needs to close, and one that is cancelled may need the stream.
+    if epoch.brought_home:
+        assert epoch.scope is not None
+        epoch.scope.cancel()
 
 
 async def _watch(epoch: AckEpoch) -> None:

@@ -619,3 +619,29 @@ async def test_a_whole_program_that_is_cancelled_anywhere_has_advanced_clean_wha
         assert broker.log.count("closed") == broker.opened
 
     assert await sweep(trial) >= 6
+
+
+@in_virtual_time
+async def test_what_is_fired_of_an_event_whose_upstream_has_gone_since_is_fired_all_the_same() -> None:
+    broker = Broker()
+
+    async def twice(stream: Any) -> Events:
+        assert repr(stream) == "<AckSubscription <trigger 'a'> of 'broker'>"
+        event = await stream.receive()
+        yield TriggerEvent(event)
+        await anyio.sleep(5)
+        yield TriggerEvent(event)
+        await stream.receive()
+
+    async with TriggerRunner() as runner:
+        runner.start("a", Confirmed(broker, twice, restart=IN_A_SECOND))
+        broker.emit(1)
+        first = await take(runner, 1)
+        broker.fail(ConnectionError())
+        await anyio.sleep(6)
+        second = await take(runner, 1)
+        assert first == second == fired("a", 1)
+        confirm([*first, *second])
+        broker.emit(1)
+        assert await take(runner, 1) == [TriggerFinished("a")]
+    assert broker.outcomes == {1: ACKED}
