@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from tests.redis_support import broker as broker
 from tests.redis_support import server_port as server_port
+
+# A shell without job control has its background jobs ignore SIGINT, which they hand on to their own; here, some send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = [
     pytest.param(("asyncio", {"debug": False}), id="asyncio"),
