@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import aclosing
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -17,6 +18,8 @@ from tests.redis_support import ACKED, FAILED, LONG_AGO, REJECTED, RELEASED, Bro
 from tests.sweep import Cut, sweep
 
 pytestmark = needs_server
+
+ANYIO = tuple(map(int, version("anyio").split(".")[:2]))
 
 
 def recorded() -> tuple[Any, list[Any]]:
@@ -330,6 +333,7 @@ async def test_what_was_fetched_and_never_given_out_is_handed_back_at_the_end(br
         assert values(await run.take(2)) == ["b", "c"]
 
 
+@pytest.mark.skipif(ANYIO < (4, 14), reason="before anyio 4.14, a native cancellation leaves a task group as something else")
 @pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")  # of coredis, if it was just connecting
 async def test_cancelled_at_any_moment_it_leaves_no_connection_and_loses_nothing(broker: Broker) -> None:
     before = broker.connections()
