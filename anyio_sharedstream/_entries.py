@@ -151,15 +151,18 @@ class Entries(Mailbox[T_co]):
         self._backlogged -= 1
         entry = self._take_entry()
         while isinstance(entry, Mark):
-            self._marks -= 1
-            if self._tail.get(entry.kind) is entry:
-                del self._tail[entry.kind]
+            self._mark_taken(entry)
             if not entry.void:
                 return entry.item  # type: ignore[return-value]
             entry = self._take_entry()
         self._queued -= 1
         self._received += 1
         return entry  # type: ignore[no-any-return]
+
+    def _mark_taken(self, mark: Mark) -> None:
+        self._marks -= 1
+        if self._tail.get(mark.kind) is mark:
+            del self._tail[mark.kind]
 
     def _take(self, limit: int) -> tuple[T_co, ...]:
         return tuple(self._begin() for _ in range(min(limit, self._backlogged)))

@@ -58,6 +58,7 @@ class Dropping(_Bounded[T_co]):
         super().__init__(subscriber_id, max_buffer_size, policy, gaps=gaps)
         # Whether nobody need be told that it misses events: gaps tell, and whoever wants the newest alone knows.
         self._told = gaps or self._newest_only
+        self._first: list[Any] = []  # the oldest event, once taken out of the stream to see that it is no mark
 
     def _publish(self, events: tuple[Any, ...], turn: int) -> bool:
         excess = self._excess(events, turn)
@@ -84,22 +85,37 @@ class Dropping(_Bounded[T_co]):
         stored = min(excess, self._queued)
         # Kept until all is done: an event's finaliser is foreign code, and may close this very stream.
         dropped: list[Any] = []
-        events_before = self._queued - stored
-        while self._queued > events_before:
+        events_left = self._queued - stored
+        # Marks directly behind what is dropped are before all that is buffered, too: a gap there would come after a later one.
+        while self._queued > events_left or self._marks:
             dropped.append(entry := self._take_entry())
-            self._backlogged -= 1
             if isinstance(entry, Mark):
-                self._marks -= 1
+                self._backlogged -= 1
+                self._mark_taken(entry)
                 self._put_ahead(None, "restart")
-            else:
+            elif self._queued > events_left:
+                self._backlogged -= 1
                 self._queued -= 1
                 self._put_ahead(1, "overflow")
+            else:
+                self._first.append(entry)
+                break
         self._replayed = 0
         if excess > stored:
             self._put_ahead(excess - stored, "overflow")
         self._missed += excess
         del dropped
         return events[excess - stored :]
+
+    def _take_entry(self) -> Any:
+        return self._first.pop() if self._first else super()._take_entry()
+
+    def _stored(self) -> int:
+        return super()._stored() - len(self._first)
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._first.clear()
 
     def _put_ahead(self, missed: int | None, cause: GapCause) -> None:
         if self._gaps:
