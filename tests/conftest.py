@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
+
+
+@pytest.fixture
+def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the library log nothing. For explorations: pytest would keep every exception of every schedule, and that is slow."""
+    monkeypatch.setattr(logging.getLogger("anyio_sharedstream"), "disabled", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +14,8 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_sharedstream import SharedStreamManager
+from anyio_sharedstream import SharedStreamManager, testing
+from anyio_sharedstream.testing import run
 from tests.support import Feed, idle, until
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -28,6 +30,15 @@ def execute(code: str, **names: Any) -> dict[str, Any]:
     # Compiled on its own terms: without `dont_inherit` it would have this module's `from __future__ import annotations`.
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
     return names
+
+
+def show(code: str, **names: Any) -> dict[str, Any]:
+    """Execute an example that runs event loops, in a thread of its own.
+
+    Coverage does not trace it, and loses its place in whoever calls it when exceptions are thrown into untraced coroutines.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(execute, code, **names).result()
 
 
 class FeedClosedError(Exception):
@@ -110,6 +121,18 @@ async def test_the_web_application(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent == ["data: 7\n\n"] * 2
     assert (feed.opened, feed.closed) == (1, 1)
     assert idle(state["manager"])
+
+
+def test_the_example_of_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends: list[str] = []
+
+    def note_and_run(function: Callable[[], Coroutine[Any, Any, None]], *, backend: str) -> None:
+        backends.append(backend)
+        run(function, backend=backend)
+
+    monkeypatch.setattr(testing, "run", note_and_run)
+    show(blocks("python")[2])
+    assert backends == ["asyncio", "trio"]
 
 
 def test_there_are_two_commands() -> None:
