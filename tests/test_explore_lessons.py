@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
 from anyio_sharedstream.testing import explore
-from tests.schedules import SCHEDULES
+from tests.effort import SCHEDULES
 from tests.support import Feed, idle, until
 from tests.sweep import Reader, managed
 
