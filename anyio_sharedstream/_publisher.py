@@ -78,7 +78,8 @@ class Publisher:
         self._route_by = source.route_by
         self._fold = source.fold
         self._replay = source.replay
-        self._bereft: list[Entries[Any]] = []  # who was there when the upstream failed, while it may be opened again
+        # Who was there when the upstream failed and has not left since, while it may be opened again.
+        self._bereft: dict[Entries[Any], None] = {}
         self._gathered: list[Any] = []
         self._gathered_routes: list[Hashable] = []
         self._turns = 0
@@ -117,6 +118,8 @@ class Publisher:
         """Unregister; false if it is not registered."""
         if not self._audience.discard(mailbox):
             return False
+        if isinstance(mailbox, Entries):
+            self._bereft.pop(mailbox, None)
         if isinstance(mailbox, Blocking):
             self.hold.discard(mailbox)
         return True
@@ -150,16 +153,17 @@ class Publisher:
     def end_history(self) -> None:
         """The upstream has failed, and may be opened again."""
         self.history.running = False
-        self._bereft = self._marked()
-        for mailbox in self._bereft:
+        marked = self._marked()
+        self._bereft = dict.fromkeys(marked)
+        for mailbox in marked:
             mailbox._state_ends()
 
     def interrupt(self) -> None:
         """The upstream will be opened again: say so to those who were there when it failed, and want to know."""
-        for mailbox in self._bereft:
-            if self.members.get(mailbox._subscriber_id) is mailbox:
+        for mailbox in list(self._bereft):
+            if mailbox in self._bereft:
                 mailbox._interrupted()
-        self._bereft = []
+        self._bereft = {}
 
     # Publishing.
 

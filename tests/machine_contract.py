@@ -23,6 +23,10 @@ Item = Event | Gap | Snapshot[Any]
 RESTARTED = Gap(None, "restart")
 
 
+class Route(int):
+    """One that was asked for, and not that of an event."""
+
+
 class BrittleError(Exception):
     """What a predicate raises."""
 

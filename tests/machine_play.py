@@ -6,14 +6,17 @@ Relies on `tests.machine_sides` and `tests.machine_ack_side` for what is done to
 
 from __future__ import annotations
 
+import gc
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from anyio_sharedstream import SharedStreamManager
+from anyio_sharedstream import LossySubscription, SharedStreamManager, Subscription
 from tests.machine_ack_side import AckSide
+from tests.machine_contract import Route
 from tests.machine_life import Terms
 from tests.machine_sides import Side
 from tests.machine_world import REST, AnyTerms, Scene, World
@@ -22,6 +25,8 @@ from tests.sweep import noted, nothing_left
 
 #: How long everything may take that is still on its way at the end.
 AT_LAST = 30.0
+
+PACKAGE = SharedStreamManager.__module__.partition(".")[0]
 
 
 class Play:
@@ -85,9 +90,46 @@ class Play:
         while before != (before := repr(self.look())):
             await settle(50)
 
+    def ghosts(self) -> list[Any]:
+        """What the manager still leads to of subscribers that are gone: themselves, and the routes that they asked for."""
+        statistics = self._manager.statistics()
+        groups = [*statistics.groups.values(), *statistics.closing]
+        there = {(group.key, one.subscriber_id) for group in groups for one in group.subscriptions}
+        # While an acknowledged upstream drains, it waits for what some of its former subscribers have to say.
+        draining = {group.key for group in statistics.closing if group.acknowledgement is not None}
+        gone: list[Any] = []
+        routes: set[Route] = set()
+        wanted: set[int] = set()
+        for one in reachable(self._manager):
+            if isinstance(one, Route):
+                routes.add(one)
+            elif (one.key, one.subscriber_id) not in there:
+                gone += [one] if one.key not in draining else []
+            elif isinstance(side := self.sides[one.key], Side):
+                wanted |= side.handles[one.subscriber_id].contract.routes or set()
+        return gone + sorted(routes - wanted)
+
     def look(self) -> dict[str, Any]:
         seen = {f"{key} {name}": value for key, side in enumerate(self.sides) for name, value in side.look().items()}
         return seen | {"returned": sorted(self._returns)}
+
+
+def reachable(manager: SharedStreamManager) -> list[Any]:
+    """The subscriptions and routes that a manager leads to, through objects of the library and containers alone."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    left: list[Any] = [manager]
+    while left:
+        thing = left.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Subscription | LossySubscription | Route):
+            found.append(thing)
+        else:
+            kinds = (dict, list, set, frozenset, tuple, deque, Route)
+            left += [one for one in gc.get_referents(thing) if isinstance(one, kinds) or type(one).__module__.startswith(PACKAGE)]
+    return found
 
 
 def compare(playing: Play, world: World, scene: Scene) -> None:
@@ -96,6 +138,7 @@ def compare(playing: Play, world: World, scene: Scene) -> None:
         assert seen == expected, [
             f"{name} is {seen[name]} instead of {expected[name]}" for name in expected if seen[name] != expected[name]
         ]
+        assert playing.ghosts() == []
 
 
 async def play(terms: Sequence[AnyTerms], program: Sequence[Scene], *, timeless: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from tests import ack_model
 from tests.ack_model import ACK, DRAIN, LONG_DRAIN, Wish
 from tests.lifecycle_model import CLOSE, GRACE, LINGER, SILENCE
-from tests.machine_contract import POLICIES, Contract, brittle, even
+from tests.machine_contract import POLICIES, Contract, Route, brittle, even
 from tests.machine_life import Terms
 from tests.machine_world import Action, AnyTerms, Scene
 
@@ -107,7 +107,7 @@ class Writer:
             policy=self._of(*POLICIES),
             bound=self._of(1, 2, 2, 3, 3, 3, 8, 64),
             where=self._of(None, None, None, even, brittle),
-            routes=self._of(None, None, frozenset({0}), frozenset({1, 2})),
+            routes=self._of(None, None, frozenset({Route(0)}), frozenset({Route(1), Route(2)})),
             gaps=self._chance(0.5),
             snapshot=self._chance(0.5),
             way=self._of(None, None, None, "receive", "for", 2, 100) if reads else None,
@@ -171,6 +171,7 @@ class Writer:
             (3, busy),
             (2, [[("take", index, EVERYTHING)]]),
             (2, [*busy, [("leave", index, self._of(*HOWS))]]),
+            (2, [*busy, [("leave", index, "badly")], *everybody_takes]),
             (2, [*busy, [("say", index, self._of("failed", "rejected"))]]),
             (4, [*busy, [("defer", index)]]),
             (3, [[resolve]]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
@@ -10,7 +9,7 @@ import pytest
 from anyio import CancelScope, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import SubscriberOverflow, _drive, _poll
+from anyio_sharedstream import SubscriberOverflow, _drive
 from anyio_sharedstream._exceptions import Terminal
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._mailbox import Mailbox
@@ -20,8 +19,8 @@ from anyio_sharedstream._states import State
 from anyio_sharedstream._subscription import Receiver
 from anyio_sharedstream.testing import Deadlock, ScheduleFailure, explore
 from tests import test_explore_lessons as lessons
+from tests.plants import Plant, evict_after_an_await, later, open_before_the_old_one_has_closed
 
-Plant: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 Backend: TypeAlias = Literal["asyncio", "trio"]
 
 #: In so many schedules each of them is found; most in the first few.
@@ -29,16 +28,6 @@ ENOUGH = 1000
 
 pytestmark = pytest.mark.usefixtures("unlogged")
 on_both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
-
-
-def later(registry: Any, function: Callable[[], object]) -> None:
-    """Call a function after an await, in another task."""
-
-    async def call() -> None:
-        await checkpoint()
-        function()
-
-    registry._tasks.start_soon(call)
 
 
 def enter_the_key_after_an_await(patch: pytest.MonkeyPatch) -> None:
@@ -51,15 +40,6 @@ def enter_the_key_after_an_await(patch: pytest.MonkeyPatch) -> None:
         return group
 
     patch.setattr(Registry, "_start", start_and_enter_later)
-
-
-def evict_after_an_await(patch: pytest.MonkeyPatch) -> None:
-    def cancel_and_evict_later(self: Group) -> None:
-        self.scope.cancel()
-        self._requested = True
-        later(self._owner, self._evict)
-
-    patch.setattr(Group, "_cancel", cancel_and_evict_later)
 
 
 def keep_who_leaves_before_the_upstream_is_open(patch: pytest.MonkeyPatch) -> None:
@@ -135,12 +115,6 @@ def swallow_the_cancellation_of_the_wait(patch: pytest.MonkeyPatch) -> None:
             await aclose(self)
 
     patch.setattr(Receiver, "aclose", aclose_uncancelled)
-
-
-def open_before_the_old_one_has_closed(patch: pytest.MonkeyPatch) -> None:
-    async def wait_for_nobody(group: Any) -> None: ...
-
-    patch.setattr(_poll, "_wait_for_others", wait_for_nobody)
 
 
 def fail_at_once(patch: pytest.MonkeyPatch) -> None:

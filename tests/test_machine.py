@@ -29,6 +29,9 @@ from tests.virtual_time import run
 #: uvloop has no virtual time, so there nothing is played that has to be waited for.
 BACKENDS = ["asyncio", "uvloop", "trio"]
 
+#: The fewest steps of a program of the suite.
+STEPS = 40
+
 
 async def attempt(terms: Sequence[AnyTerms], scenes: Sequence[Scene], *, timeless: bool) -> Exception | None:
     try:
@@ -68,15 +71,20 @@ def shorten(backend: str, terms: list[AnyTerms], scenes: list[Scene]) -> list[Sc
     return first + scenes
 
 
-def try_programs(backend: str, numbers: Iterable[int], *, steps: int) -> int:
+def written(backend: str, number: int, *, steps: int = STEPS) -> tuple[list[AnyTerms], list[Scene]]:
+    """The program of this number."""
+    writer = Writer(number, steps=steps, timeless=backend == "uvloop")
+    return writer.terms, writer.scenes
+
+
+def try_programs(backend: str, numbers: Iterable[int], *, steps: int = STEPS) -> int:
     """Play programs of so many steps at least, each known by its number; returns how many steps that were.
 
     A note on what a program raises has its number, and as little of it as fails, too.
     """
     taken = 0
     for number in numbers:
-        writer = Writer(number, steps=steps, timeless=backend == "uvloop")
-        terms, scenes = writer.terms, writer.scenes
+        terms, scenes = written(backend, number, steps=steps)
         with noted(f"program {number} of {steps} steps on {backend}"):
             error = failure(backend, terms, scenes)
             if error is not None:
@@ -133,13 +141,13 @@ def test_what_is_rare_is_what_the_model_says(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_whole_library_is_what_the_model_says(backend: str) -> None:
-    assert try_programs(backend, range(PROGRAMS), steps=40) > PROGRAMS * 40
+    assert try_programs(backend, range(PROGRAMS)) > PROGRAMS * STEPS
 
 
 def test_what_is_planted_is_found_and_the_program_that_finds_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Buffer, "_replay_left", lambda buffer: 0)
     with pytest.raises(ExceptionGroup, match="unhandled errors") as caught:
-        try_programs("asyncio", range(200), steps=40)
+        try_programs("asyncio", range(200))
     note = str(caught.value.__notes__)
     assert "in short:" in note
     assert len(re.findall(r"\(\d+\.\d+, \d, \[", note)) < 12  # scenes, of more than forty
