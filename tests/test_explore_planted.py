@@ -1,4 +1,4 @@
-"""Bugs that are planted in the library, one for each lesson, are found by exploring the scenario of the lesson."""
+"""Bugs that are planted in the library are found by exploring the scenario of the lesson that says how others have had them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from anyio import CancelScope, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import SubscriberOverflow, _drive
+from anyio_sharedstream._ack_publisher import AckPublisher
+from anyio_sharedstream._advancing import Advancing
+from anyio_sharedstream._buffer import Buffer
 from anyio_sharedstream._exceptions import Terminal
 from anyio_sharedstream._group import Group
 from anyio_sharedstream._mailbox import Mailbox
@@ -18,8 +21,18 @@ from anyio_sharedstream._registry import Registry
 from anyio_sharedstream._states import State
 from anyio_sharedstream._subscription import Receiver
 from anyio_sharedstream.testing import Deadlock, ScheduleFailure, explore
+from tests import test_explore_acknowledgement as acknowledgement
 from tests import test_explore_lessons as lessons
-from tests.plants import Plant, evict_after_an_await, later, open_before_the_old_one_has_closed
+from tests import test_explore_subscribers as subscribers
+from tests.explore_support import Scenario
+from tests.plants import (
+    Plant,
+    count_a_crash_as_an_acknowledgement,
+    evict_after_an_await,
+    later,
+    open_before_the_old_one_has_closed,
+    raise_one_shared_exception_object,
+)
 
 Backend: TypeAlias = Literal["asyncio", "trio"]
 
@@ -132,7 +145,29 @@ def hand_over_what_is_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Receiver, "receive", receive_and_wait)
 
 
-PLANTED: list[tuple[Plant, lessons.Scenario]] = [
+def let_nobody_overflow(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Buffer, "_is_behind", lambda self, untaken, size, earlier: False)
+
+
+def fail_everybody_with_one(patch: pytest.MonkeyPatch) -> None:
+    fail = Publisher._fail
+
+    def fail_all(self: Publisher, failed: Any) -> None:
+        error = failed[0][1]
+        fail(self, [(mailbox, error) for mailbox in list(self.members.values())])
+
+    patch.setattr(Publisher, "_fail", fail_all)
+
+
+def give_up_what_is_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Advancing, "wait_for_the_rest", Advancing._give_up)
+
+
+def forget_the_bound(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(AckPublisher, "room", lambda self: 64)
+
+
+PLANTED: list[tuple[Plant, Scenario]] = [
     (enter_the_key_after_an_await, lessons.lesson_01_first_join_race),
     (evict_after_an_await, lessons.lesson_02_last_leave_against_new_join),
     (keep_who_leaves_before_the_upstream_is_open, lessons.lesson_03_leave_during_join),
@@ -147,16 +182,29 @@ PLANTED: list[tuple[Plant, lessons.Scenario]] = [
     (open_before_the_old_one_has_closed, lessons.lesson_18_two_upstreams_of_a_key_never_overlap),
     (fail_at_once, lessons.lesson_19_a_failure_does_not_overtake_data),
     (hand_over_what_is_taken, lessons.lesson_20_an_event_is_not_lost_with_the_task_that_was_woken_for_it),
+    (let_nobody_overflow, subscribers.lesson_06_a_slow_consumer_is_bounded_told_and_alone),
+    (fail_everybody_with_one, subscribers.lesson_09_what_a_subscriber_does_with_an_event_reaches_no_sibling),
+    (raise_one_shared_exception_object, subscribers.lesson_13_every_subscriber_has_an_exception_of_its_own),
+    (hand_over_what_is_taken, subscribers.lesson_21_a_receiver_is_not_slowed_to_one_item_per_turn_of_the_loop),
+    (
+        count_a_crash_as_an_acknowledgement,
+        acknowledgement.lesson_22_a_consumer_that_crashes_in_the_middle_of_an_event_has_not_acknowledged_it,
+    ),
+    (
+        give_up_what_is_on_its_way,
+        acknowledgement.lesson_24_who_takes_one_event_and_leaves_gets_it_committed_before_the_group_stops,
+    ),
+    (forget_the_bound, acknowledgement.lesson_29_behind_a_hung_commit_there_is_never_more_than_the_bound),
 ]
 
 #: A scope's cancellation that is swallowed comes again. That of a single task does not, and only asyncio has that.
-PLANTED_ON_ASYNCIO: list[tuple[Plant, lessons.Scenario]] = [
+PLANTED_ON_ASYNCIO: list[tuple[Plant, Scenario]] = [
     (swallow_the_cancellation_of_the_wait, lessons.lesson_17_nor_is_a_native_one),
     (hand_over_what_is_taken, lessons.lesson_20_nor_with_one_that_is_cancelled_natively),
 ]
 
 
-def find(plant: Plant, scenario: lessons.Scenario, backend: Backend) -> ScheduleFailure:
+def find(plant: Plant, scenario: Scenario, backend: Backend) -> ScheduleFailure:
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
         with pytest.raises(ScheduleFailure) as found:
@@ -171,12 +219,12 @@ def find(plant: Plant, scenario: lessons.Scenario, backend: Backend) -> Schedule
 
 @on_both
 @pytest.mark.parametrize(("plant", "scenario"), PLANTED)
-def test_a_planted_bug_is_found_and_replayed(plant: Plant, scenario: lessons.Scenario, backend: Backend) -> None:
+def test_a_planted_bug_is_found_and_replayed(plant: Plant, scenario: Scenario, backend: Backend) -> None:
     find(plant, scenario, backend)
 
 
 @pytest.mark.parametrize(("plant", "scenario"), PLANTED_ON_ASYNCIO)
-def test_a_planted_bug_about_native_cancellation_is_found_and_replayed(plant: Plant, scenario: lessons.Scenario) -> None:
+def test_a_planted_bug_about_native_cancellation_is_found_and_replayed(plant: Plant, scenario: Scenario) -> None:
     find(plant, scenario, "asyncio")
 
 
