@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import AckSource, SharedSource
-from anyio_sharedstream.testing import Finding, Pause, Raise, ScriptedSource, SourceNonconformance, check_source, run
+from anyio_sharedstream.testing import Finding, Pause, Raise, ScriptedSource, SourceNonconformance, _waiting, check_source, run
 from anyio_sharedstream.testing import _life as life_module
 from anyio_sharedstream.testing._watchdog import Interrupted, Watchdog
 from tests.conftest import on_asyncio
@@ -70,6 +70,13 @@ async def ending() -> AsyncGenerator[int, None]:
     await checkpoint()
 
 
+async def ending_with_a_failure() -> AsyncGenerator[int, None]:
+    with suppress(Exception):
+        while True:
+            yield 1
+            await checkpoint()
+
+
 class Iterating:
     """An iterator that is no generator, and has no way to be closed."""
 
@@ -108,6 +115,7 @@ sound = pytest.mark.parametrize(
         Iterating,
         receive_stream,
         not_minding_failures,
+        ending_with_a_failure,
         ScriptedSource(1, Pause(0.01), 2, 3, closing=Pause(0.01)).source().open,
     ],
 )
@@ -141,6 +149,11 @@ async def test_an_acknowledged_source_is_refused_for_it_gives_producers() -> Non
 
 
 # What does not open, or not again.
+
+
+async def test_what_is_no_source_is_refused() -> None:
+    with pytest.raises(TypeError, match="unlike 5"):
+        await check_source(5)  # type: ignore[arg-type]
 
 
 async def test_what_cannot_be_opened_is_found() -> None:
@@ -250,7 +263,12 @@ async def test_what_gives_another_event_after_its_cancellation_is_found() -> Non
 
 async def test_what_cannot_even_be_closed_is_found_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    monkeypatch.setattr(life_module, "_UNENDING", kept)
+
+    def keep(tasks: list[Any]) -> None:
+        kept.extend(tasks)
+        _waiting.keep(tasks)
+
+    monkeypatch.setattr(life_module, "keep", keep)
 
     async def immortal() -> AsyncGenerator[int, None]:
         yield 1
@@ -260,7 +278,6 @@ async def test_what_cannot_even_be_closed_is_found_and_left_alone(monkeypatch: p
 
     assert "cancels" in await findings(immortal)
     assert kept
-    STAYING.append(kept)
 
 
 async def test_a_clean_up_that_fails_when_it_is_closed_by_force_is_ended() -> None:

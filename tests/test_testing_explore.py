@@ -8,6 +8,7 @@ import random
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -312,14 +313,37 @@ def test_going_on_for_ever_is_a_failure(backend: Backend, scenario: Scenario) ->
     assert isinstance(failure_of(scenario, backend, schedules=1).error, Livelock)
 
 
+async def swallows() -> None:
+    while True:
+        with suppress(BaseException):
+            await anyio.Event().wait()
+
+
+async def swallows_and_spins() -> None:
+    while True:
+        with suppress(BaseException):
+            await checkpoint()
+
+
+@on_both
+@pytest.mark.parametrize(("scenario", "error"), [(swallows, Deadlock), (swallows_and_spins, Livelock)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_swallows_its_cancellation_for_ever_is_ended(backend: Backend, scenario: Scenario, error: type[Exception]) -> None:
+    assert isinstance(failure_of(scenario, backend, schedules=1).error, error)
+    gc.collect()  # while that is not an error
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    scenario = spins()
+    with pytest.raises(TypeError, match="give the function itself"):
+        explore(scenario)  # type: ignore[arg-type]
+    scenario.close()
+
+
 async def cannot_be_ended() -> None:
-    done = 0
-    while done < 1000:
-        try:
-            with anyio.CancelScope(shield=True):
-                await anyio.Event().wait()
-        except BaseException:
-            done += 1
+    while True:
+        with suppress(BaseException), anyio.CancelScope(shield=True):
+            await anyio.Event().wait()
 
 
 def waits_by(abort: Callable[[Callable[[], None]], Abort]) -> Scenario:

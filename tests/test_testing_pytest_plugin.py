@@ -174,6 +174,59 @@ def test_run(run_in_virtual_time):
     run(outcomes, test, passed=2, skipped=1)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_event_loop_that_anyio_keeps_for_other_tests_is_not_in_the_way(outcomes: pytest.Pytester, backend: str) -> None:
+    outcomes.makepyfile(
+        f"""
+import anyio, pytest
+
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "{backend}"
+
+@pytest.fixture(scope="module")
+async def server():
+    yield 1
+
+@pytest.mark.anyio
+async def test_before(server):
+    assert server
+
+@pytest.mark.virtual_time
+async def test_virtual():
+    await anyio.sleep(86400)
+
+def test_run(run_in_virtual_time):
+    run_in_virtual_time(anyio.sleep, 86400)
+
+def test_failing(run_in_virtual_time):
+    async def fail():
+        raise RuntimeError("its own")
+    with pytest.raises(RuntimeError, match="its own"):
+        run_in_virtual_time(fail)
+
+@pytest.mark.anyio
+async def test_after(server):
+    assert server
+"""
+    )
+    outcomes.runpytest_inprocess("--strict-markers", "-p", "no:cacheprovider").assert_outcomes(passed=5)
+
+
+def test_an_error_of_the_tests_own_is_raised_once(outcomes: pytest.Pytester) -> None:
+    test = """
+def test_failing(run_in_virtual_time):
+    began = []
+    async def fail():
+        began.append(anyio.current_time())
+        raise RuntimeError("its own")
+    with pytest.raises(RuntimeError, match="its own"):
+        run_in_virtual_time(fail)
+    assert began == [0]
+"""
+    run(outcomes, test, passed=2, skipped=1)
+
+
 def test_fixtures_that_cannot_be_in_virtual_time_are_refused(outcomes: pytest.Pytester) -> None:
     test = """
 @pytest.fixture

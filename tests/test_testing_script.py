@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import anyio
@@ -146,3 +147,23 @@ def test_what_is_no_step_is_refused_where_events_have_no_place() -> None:
         ScriptedSource(opening=[Pause(1), 5])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="not of End"):
         ScriptedSource().then(closing=[End()])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="not of ValueError"):
+        ScriptedSource(opening=ValueError())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [ValueError, "lost", None])
+def test_what_cannot_be_raised_is_refused_at_once(error: Any) -> None:
+    with pytest.raises(TypeError, match="an instance of an exception"):
+        Raise(error)
+
+
+@pytest.mark.parametrize("until", [-1, math.nan])
+def test_a_pause_that_cannot_be_is_refused_at_once(until: float) -> None:
+    with pytest.raises(ValueError, match="at least 0 seconds"):
+        Pause(until)
+
+
+@pytest.mark.parametrize("until", ["1", None, anyio.Event])
+def test_what_cannot_be_waited_for_is_refused_at_once(until: Any) -> None:
+    with pytest.raises(TypeError, match="something with a wait"):
+        Pause(until)

@@ -159,6 +159,23 @@ async def test_a_scenario_that_does_not_come_to_an_end_is_given_up() -> None:
         await cancel_sweep(scenario, max_steps=10)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_scenario_that_swallows_its_cancellation_is_given_up(ends: bool) -> None:
+    async def scenario() -> None:
+        while True:
+            try:
+                await checkpoint()
+            except GeneratorExit:
+                if ends:
+                    raise
+            except BaseException:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    with pytest.raises(AssertionError, match="gone on for 10 steps after it was cancelled") as caught:
+        await cancel_sweep(scenario, max_steps=10)
+    assert any("cancelled before step 1" in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what is left when a loop is ended by force
 def test_a_scenario_that_hangs_is_a_deadlock_in_virtual_time(backend: str) -> None:

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 import trio
+from anyio.from_thread import BlockingPortal
 
 from anyio_sharedstream import SharedStreamManager, shared_source
 from anyio_sharedstream.testing import Deadlock, _deadlock, _virtual_asyncio, _virtual_trio, run
@@ -49,6 +51,48 @@ def test_time_passes_to_the_deadline_and_not_before(backend: str) -> None:
         assert anyio.current_time() == 1e6 + 0.1 + 3
 
     run(sleep, backend=backend)
+
+
+@on_both
+@pytest.mark.parametrize("seconds", [2.0**24, 1e12, 1e300])
+def test_any_time_comes_at_once_however_late_it_is(backend: str, seconds: float) -> None:
+    async def main() -> None:
+        await anyio.sleep(seconds)
+        assert anyio.current_time() == seconds
+        with anyio.move_on_after(seconds):
+            await anyio.sleep_forever()
+        assert anyio.current_time() == 2 * seconds
+
+    run(main, backend=backend)
+
+
+def test_timers_of_asyncio_are_called_in_order_and_not_once_they_are_cancelled() -> None:
+    called: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        second = loop.call_later(1, called.append, 2)
+        loop.call_later(1, called.append, 3)
+        never = loop.call_later(0.5, called.append, 4, context=copy_context())
+        never.cancel()
+        loop.call_later(1, called.append, 5).cancel()
+        loop.call_at(0.75, lambda: loop.call_later(0.25, called.append, 6))
+        loop.call_later(0, called.append, 0)
+        while not called:
+            await anyio.lowlevel.checkpoint()  # what is due is called although something is ready
+        loop.call_at(1, second.cancel)
+        await asyncio.sleep(1)
+        await asyncio.sleep(0)
+        assert called == [0, 2, 3, 6]
+        last = loop.call_at(3, called.append, 7)
+        loop.call_at(2, last.cancel)
+        at_the_same_time: list[asyncio.TimerHandle] = []
+        loop.call_at(4, lambda: at_the_same_time[0].cancel())
+        at_the_same_time.append(loop.call_at(4, called.append, 8))
+        await asyncio.sleep(4)
+        assert called == [0, 2, 3, 6]
+
+    run(main)
 
 
 @on_both
@@ -221,6 +265,18 @@ def test_a_deadlock_that_cannot_be_cancelled_is_ended_by_force(backend: str) -> 
     assert [task.name for task in deadlock.waiting] == [stuck.__qualname__]
 
 
+@on_both
+@by_force
+def test_what_swallows_its_cancellation_for_ever_is_ended_by_force(backend: str) -> None:
+    async def stubborn() -> None:
+        while True:
+            with suppress(BaseException):
+                await anyio.Event().wait()
+
+    deadlock = report(stubborn, backend)
+    assert [task.name for task in deadlock.waiting] == [stubborn.__qualname__]
+
+
 @by_force
 def test_a_deadlock_while_the_loop_is_being_closed_is_reported_as_well() -> None:
     async def stubborn() -> None:
@@ -239,6 +295,25 @@ def test_a_deadlock_while_the_loop_is_being_closed_is_reported_as_well() -> None
 
 
 # Threads.
+
+
+def test_time_stands_still_for_a_thread_of_trios_own() -> None:
+    def job() -> int:
+        time.sleep(0.05)
+        return 7
+
+    assert run(trio.to_thread.run_sync, job, backend="trio") == 7
+
+
+@on_both
+def test_time_passes_for_what_a_worker_thread_has_a_portal_do(backend: str) -> None:
+    async def work() -> None:
+        async with BlockingPortal() as portal:
+            await anyio.to_thread.run_sync(portal.call, anyio.sleep, 5)
+            assert anyio.current_time() == 5
+            await portal.stop()
+
+    run(work, backend=backend)
 
 
 @on_both

@@ -100,7 +100,7 @@ async def check_source(
     :param interrupt_after: after how many seconds of real time a step that does not return is interrupted. A call of C code
         cannot be, so one that never returns is the one thing that this function does not survive
     :raises SourceNonconformance: with everything that was found
-    :raises TypeError: it is an `AckSource`, which gives producers and not events
+    :raises TypeError: it is no source, or an `AckSource`, which gives producers and not events
     """
     source = _plain(source)
     with Watchdog(max_block, interrupt_after) as watchdog:
@@ -116,6 +116,8 @@ def _plain(source: SharedSource[Any] | Openable) -> SharedSource[Any]:
         )
     if isinstance(source, SharedSource):
         return source
+    if not hasattr(source, "open"):
+        raise TypeError(f"a source is a SharedSource, or has its open, unlike {source!r}")
     return SharedSource(key=getattr(source, "key", None) or repr(source), open=source.open)
 
 

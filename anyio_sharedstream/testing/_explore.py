@@ -75,7 +75,10 @@ def explore(
     :raises ValueError: there is no such backend, or uvloop was asked for, which has neither virtual time nor a say in the order
     :raises ImportError: what the backend needs is not installed
     :raises RuntimeError: an event loop is running already
+    :raises TypeError: the scenario cannot be called
     """
+    if not callable(scenario):
+        raise TypeError(f"a scenario is called for every schedule: give the function itself, not {scenario!r}")
     if schedules < 1:
         raise ValueError(f"schedules must be at least 1, not {schedules!r}")
     backends = list(_NEEDS) if backend is None else [backend]

@@ -6,18 +6,20 @@ strategy says which lane comes next, and time passes when none is ready.
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, current_task
+from asyncio import Task, TimerHandle, all_tasks, current_task
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from functools import partial
+from math import inf
 from typing import Any
 
-from detangle import DeadlockError, Failure, RandomWalk, SimConfig, SimLoop, execute
+from detangle import DeadlockError, Failure, RandomWalk, SimConfig, SimLoop, StepLimitExceeded, execute
 from detangle.strategies import LaneLike
 
 from anyio_sharedstream.testing._deadlock import Deadlock
 from anyio_sharedstream.testing._explore_schedule import MAX_STEPS, Livelock, Schedule
-from anyio_sharedstream.testing._virtual_asyncio import set_timer, waiting_tasks
-from anyio_sharedstream.testing._waiting import name_of
+from anyio_sharedstream.testing._virtual_asyncio import waiting_tasks
+from anyio_sharedstream.testing._waiting import keep, name_of
 
 __all__ = ["run_schedule"]
 
@@ -41,24 +43,36 @@ def run_schedule(scenario: Callable[[], Awaitable[object]], seed: int) -> Schedu
         task.set_name(name_of(scenario))
         await scenario()
 
-    result = execute(main, config=_CONFIG, strategy=_Walk(seed), setup=_prepare)
+    left: list[Task[Any]] = []
+    result = execute(main, config=_CONFIG, strategy=_Walk(seed), setup=partial(_prepare, left))
+    keep(task for task in left if not task.done())
     return Schedule(order=result.order_hash, error=None if result.failure is None else _error(result.failure))
 
 
-def _prepare(loop: SimLoop) -> None:
-    """Make its virtual time and its deadlocks like those of this package. It makes its loop itself, so no subclass can."""
+def _prepare(left: list[Task[Any]], loop: SimLoop) -> None:
+    """Make its virtual time and its deadlocks like those of this package. It makes its loop itself, so no subclass can.
+
+    :param left: to be filled with the tasks that are there when the scenario is given up
+    """
     call_at = loop.call_at
     run_until_complete = loop.run_until_complete
 
     def unless_never(when: float, callback: Callable[..., object], *args: object, context: Context | None = None) -> TimerHandle:
-        return set_timer(call_at, loop, when, callback, args, context)
+        if when < inf:
+            return call_at(when, callback, *args, context=context)
+        # `anyio.sleep_forever` sets a timer. It never comes, and the time would pass for ever.
+        return TimerHandle(when, callback, args, loop, context)
 
     def reporting(main: Any) -> Any:
         try:
             return run_until_complete(main)
         except DeadlockError:
+            left.extend(all_tasks(loop))
             # Now, for afterwards it cancels all tasks.
             raise Deadlock(waiting_tasks(loop), loop.time()) from None
+        except StepLimitExceeded:
+            left.extend(all_tasks(loop))
+            raise
 
     loop.call_at = unless_never  # type: ignore[method-assign]
     loop.run_until_complete = reporting  # type: ignore[method-assign, assignment]

@@ -21,14 +21,17 @@ from trio.lowlevel import Abort, Task, add_instrument, current_statistics, curre
 from anyio_sharedstream.testing._deadlock import Deadlock
 from anyio_sharedstream.testing._explore_schedule import MAX_STEPS, Livelock, Schedule
 from anyio_sharedstream.testing._virtual_trio import waiting_tasks
-from anyio_sharedstream.testing._waiting import driven_by_hand, name_of
+from anyio_sharedstream.testing._waiting import driven_by_hand, keep, name_of
 
 __all__ = ["run_schedule"]
 
 _Coroutine = Coroutine[Any, Any, Any]
 
-#: How often a scenario that is stuck is told to end.
+#: How often a scenario that is stuck is told to end; and how many steps it may take when it has been cancelled, and between being
+#: told and being told again.
 _PATIENCE = 100
+_LAST_STEPS = 10_000
+_STEPS_BETWEEN = 100
 
 
 def run_schedule(scenario: Callable[[], Awaitable[object]], seed: int) -> Schedule:
@@ -60,6 +63,7 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
         self._everything = trio.CancelScope()
         self._waits: dict[int, Any] = {}  # what each coroutine has last told trio to wait for
         self._told = 0
+        self._last_step = 0
 
     async def run(self, scenario: Callable[[], Awaitable[object]]) -> None:
         async def main() -> None:
@@ -134,8 +138,11 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
 
     def _step(self) -> None:
         self._steps += 1
-        if self._steps % MAX_STEPS == 0:
+        if self._steps == MAX_STEPS:
             self._give_up(Livelock())
+        if self.stuck is not None and self._steps > self._last_step:
+            self._last_step = self._steps + _STEPS_BETWEEN
+            self._give_up(self.stuck)  # it swallows its cancellation, or shields itself
         # By age and not in the order in which they became ready: an event wakes its tasks in the order of a set.
         number = self._walk.choice(sorted(self._ready))
         self.order = hash((self.order, number))
@@ -146,10 +153,12 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
     def _give_up(self, reason: AssertionError) -> None:
         if self.stuck is None:
             self.stuck = reason
+            self._last_step = self._steps + _LAST_STEPS
             self._everything.cancel()
             return
         self._told += 1
         if self._told > _PATIENCE:
+            keep(task.coro for task in self._tasks.values())
             raise self.stuck  # ends trio at once, as an internal error
         for number, task in self._tasks.items():
             # A task that waits for others in a nursery goes on when they have ended, and must not before.

@@ -17,16 +17,13 @@ import anyio
 
 from anyio_sharedstream import SharedSource
 from anyio_sharedstream._source import iterate, open_source
-from anyio_sharedstream.testing._waiting import driven_by_hand, where
+from anyio_sharedstream.testing._waiting import driven_by_hand, keep, where
 from anyio_sharedstream.testing._watchdog import Watchdog
 
 __all__ = ["Abandoned", "InjectedFailureError", "Life"]
 
 #: A source that is cancelled again at every turn of the event loop, and still there after so many, will never go.
 _MOST_CANCELLATIONS = 100
-
-#: Sources that cannot be closed: if they were collected, Python and the event loops would try again, and complain.
-_UNENDING: list[object] = []
 
 
 class InjectedFailureError(Exception):
@@ -172,7 +169,7 @@ class Life:
             self.error = exc
         finally:
             if self.driven.unending:
-                _UNENDING.append(self)
+                keep([self])
             self.enough.set()
             self.done.set()
 
@@ -196,7 +193,10 @@ class Life:
                     self.failed = True
                     self.enough.set()
                     if isinstance(iterator, AsyncGenerator):
-                        await iterator.athrow(InjectedFailureError("the upstream has failed, for a test"))
+                        try:
+                            await iterator.athrow(InjectedFailureError("the upstream has failed, for a test"))
+                        except StopAsyncIteration:
+                            return  # which it takes for its end
                     raise InjectedFailureError("the upstream has failed, for a test")
             self.ended = True
         finally:

@@ -32,6 +32,14 @@ class Pause:
     until: float | Gate
     """seconds, or a gate"""
 
+    def __post_init__(self) -> None:
+        """Raise what is wrong with it here, for in an upstream it would look like one that has failed."""
+        if isinstance(self.until, int | float):
+            if not self.until >= 0:
+                raise ValueError(f"a pause is at least 0 seconds long, not {self.until!r}")
+        elif isinstance(self.until, type) or not hasattr(self.until, "wait"):
+            raise TypeError(f"a pause is a number of seconds, or waits for something with a wait(), not for {self.until!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Raise:
@@ -39,6 +47,11 @@ class Raise:
 
     error: BaseException
     """the instance that is raised, each time without the traceback of the time before"""
+
+    def __post_init__(self) -> None:
+        """Raise what is wrong with it here, and not in an upstream."""
+        if not isinstance(self.error, BaseException):
+            raise TypeError(f"Raise takes an instance of an exception, not {self.error!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +145,8 @@ class ScriptedSource:
 
 
 def _checked(steps: Steps) -> Steps:
-    for step in _sequence(steps):
+    given = _sequence(steps)
+    for step in given if isinstance(given, Sequence) else [given]:
         if not isinstance(step, Pause | Raise):
             raise TypeError(f"opening and closing are made of Pause and Raise, not of {step!r}")
     return steps

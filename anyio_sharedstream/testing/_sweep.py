@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import anyio
 
-from anyio_sharedstream.testing._waiting import driven_by_hand
+from anyio_sharedstream.testing._waiting import driven_by_hand, keep
 
 __all__ = ["CancelWay", "Scenario", "SweptRun", "cancel_sweep"]
 
@@ -70,10 +70,10 @@ async def cancel_sweep(
     :param check: called after each run, and awaited if it gives something to await; it raises if something is wrong
     :param ways: some of "scope", "scope-woken", "native" and "native-woken"; None for all that the event loop has. The native
         ones, `asyncio.Task.cancel`, are those of asyncio alone
-    :param max_steps: how many steps a scenario may have
+    :param max_steps: how many steps a scenario may have, and how many it may take after it was cancelled
     :returns: how many steps the completed run took that took the fewest, so that a test can show that it has swept something
     :raises ValueError: there is no such way, or not on this event loop
-    :raises AssertionError: the scenario has more than *max_steps* steps
+    :raises AssertionError: the scenario has more than *max_steps* steps, or goes on for so many after it was cancelled
     """
     steps = [await _sweep(scenario, check, way, max_steps) for way in _choose(ways)]
     return min(steps)
@@ -85,14 +85,14 @@ def _choose(ways: Collection[CancelWay] | None) -> list[CancelWay]:
     if ways is None:
         return known
     unknown = [way for way in ways if way not in known]
-    if unknown or not ways:
-        raise ValueError(f"ways must be some of {known} on this event loop, not {list(ways)}")
+    if unknown or not ways or isinstance(ways, str):
+        raise ValueError(f"ways must be some of {known} on this event loop, not {ways!r}")
     return [way for way in known if way in ways]
 
 
 async def _sweep(scenario: Scenario, check: Callable[[SweptRun], object] | None, way: CancelWay, max_steps: int) -> int:
     for step in range(1, max_steps + 2):
-        cut = Cut(way, step)
+        cut = Cut(way, step, max_steps)
         try:
             await _try(scenario, check, cut)
         except BaseException as exc:
@@ -119,9 +119,10 @@ async def _try(scenario: Scenario, check: Callable[[SweptRun], object] | None, c
 class Cut:
     """One run of a scenario, cancelled before the given step if it gets that far."""
 
-    def __init__(self, way: CancelWay, step: int) -> None:
+    def __init__(self, way: CancelWay, step: int, patience: int = 1000) -> None:
         self.way = way
         self.step = step
+        self._patience = patience
         self.steps = 0
         """steps that the scenario has begun"""
         self.reached = False
@@ -160,6 +161,10 @@ class Cut:
     def goes_on(self) -> None:
         """The scenario is about to take a step."""
         self.steps += 1
+        if self.reached and self.steps > self.step + self._patience:
+            raise AssertionError(
+                f"the scenario has gone on for {self._patience} steps after it was cancelled: does it swallow the cancellation?"
+            )
         if self.steps == self.step and self.way == "scope-woken":
             self.reached = True
             self._scope.cancel()
@@ -188,7 +193,11 @@ class _Driven(Awaitable[None]):
         resume: Callable[[], Any] = partial(scenario.send, None)
         self._cut.suspends(None)
         while True:
-            self._cut.goes_on()
+            try:
+                self._cut.goes_on()
+            except AssertionError:
+                _abandon(scenario)
+                raise
             try:
                 signal = resume()
             except StopIteration:
@@ -198,6 +207,13 @@ class _Driven(Awaitable[None]):
                 resume = partial(scenario.send, (yield signal))
             except BaseException as exc:
                 resume = partial(scenario.throw, exc)
+
+
+def _abandon(scenario: Coroutine[Any, Any, object]) -> None:
+    try:
+        scenario.close()
+    except RuntimeError:  # it goes on even now
+        keep([scenario])
 
 
 driven_by_hand(_Driven.__await__.__code__, "scenario")

@@ -1,12 +1,16 @@
 """Virtual time on asyncio: an event loop whose selector lets the time pass instead of waiting.
 
-Relies on `_deadlock` for what happens when there is nothing to wait for. What any loop of virtual time needs is a function here.
+Relies on `_deadlock` for what happens when there is nothing to wait for. The loop keeps its timers itself: asyncio looks a
+nanosecond ahead to see what is due, which after half a year is less than its clock can tell, so nothing would ever be due.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from heapq import heappop, heappush
+from itertools import count
 from math import inf
 from selectors import DefaultSelector
 from threading import active_count
@@ -17,7 +21,7 @@ import anyio
 from anyio_sharedstream.testing._deadlock import PATIENCE, Deadlock, Watch
 from anyio_sharedstream.testing._waiting import WaitingTask, threads_under_way, where
 
-__all__ = ["run_on_asyncio", "set_timer", "waiting_tasks"]
+__all__ = ["run_on_asyncio", "waiting_tasks"]
 
 
 def waiting_tasks(loop: asyncio.AbstractEventLoop) -> list[WaitingTask]:
@@ -26,46 +30,37 @@ def waiting_tasks(loop: asyncio.AbstractEventLoop) -> list[WaitingTask]:
     return [WaitingTask(task.get_name(), where(task.get_coro())) for task in tasks]
 
 
-def set_timer(  # the types of the arguments are handed through
-    call_at: Callable[..., asyncio.TimerHandle],
-    loop: asyncio.AbstractEventLoop,
-    when: float,
-    callback: Callable[..., object],
-    args: tuple[Any, ...],
-    context: Any,
-) -> asyncio.TimerHandle:
-    """Call *call_at*, but not for what never comes: `anyio.sleep_forever` sets a timer, and the time would pass for ever."""
-    if when < inf:
-        return call_at(when, callback, *args, context=context)
-    return asyncio.TimerHandle(when, callback, args, loop, context)
-
-
 class _Selector(DefaultSelector):
     loop: _Loop
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        self.loop.turn()
+        due = self.loop.call_what_is_due(self.now)
         ready = super().select(0)
-        if ready or (timeout is not None and timeout <= 0):
+        if due or ready or timeout is not None:  # asyncio knows of no timers: it gives a timeout only if something can run
             return ready
         if self.loop.waits_for_threads():
             # What a thread has done reaches the loop through a socket, so this ends as soon as it can.
             ready = super().select(PATIENCE)
             if not ready:
                 self.loop.stuck(thread=True)
-        elif timeout is None:
-            self.loop.stuck()
+        elif (when := self.loop.next_timer()) < inf:
+            self.now = when
+            self.loop.call_what_is_due(when)
         else:
-            self.now += timeout
+            self.loop.stuck()
         return ready
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self) -> None:
+        self.watch = Watch(lambda: asyncio.all_tasks(self))
         self._virtual = _Selector()
         self._virtual.loop = self
-        self._watch = watch
         self._jobs: set[object] = set()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle, Callable[..., object], tuple[Any, ...], Any]] = []
+        self._numbers = count()
         super().__init__(self._virtual)
 
     def time(self) -> float:
@@ -74,7 +69,31 @@ class _Loop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]  # the types of the arguments are handed through
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        return set_timer(super().call_at, self, when, callback, args, context)
+        if context is None:
+            context = copy_context()
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        if when < inf:  # else it never comes: `anyio.sleep_forever` sets a timer
+            heappush(self._timers, (when, next(self._numbers), timer, callback, args, context))
+        return timer
+
+    def turn(self) -> None:
+        """A turn of the loop begins."""
+        self.watch.turn()
+
+    def next_timer(self) -> float:
+        """When the next timer is due; infinity if there is none."""
+        while self._timers and self._timers[0][2].cancelled():
+            heappop(self._timers)
+        return self._timers[0][0] if self._timers else inf
+
+    def call_what_is_due(self, now: float) -> bool:
+        """Have the timers called that are due; false if there are none."""
+        due = False
+        while self.next_timer() <= now:
+            due = True
+            _, _, timer, callback, args, context = heappop(self._timers)
+            self.call_soon(_unless_cancelled, timer, callback, args, context=context)
+        return due
 
     def waits_for_threads(self) -> bool:
         if active_count() == 1 and not self._jobs:
@@ -83,7 +102,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return bool(self._jobs) or threads_under_way(coroutines) > 0
 
     def stuck(self, *, thread: bool = False) -> None:
-        self._watch.stuck(Deadlock(waiting_tasks(self), self.time(), thread=thread))
+        self.watch.stuck(Deadlock(waiting_tasks(self), self.time(), thread=thread))
 
     def run_in_executor(  # type: ignore[override]  # the types of the arguments are handed through
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -103,14 +122,19 @@ class _Loop(asyncio.SelectorEventLoop):
             self._jobs.discard(job)
 
 
+def _unless_cancelled(timer: asyncio.TimerHandle, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    if not timer.cancelled():  # by another that was due at the same time
+        callback(*args)
+
+
 def run_on_asyncio(name: str, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
     """Run *function* in a new event loop in virtual time; its task is called *name*."""
-    watch = Watch()
 
     async def main() -> Any:
-        task = asyncio.current_task()
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
+        assert isinstance(loop, _Loop)
         task.set_name(name)
-        return await watch.run(function, args)
+        return await loop.watch.run(function, args)
 
-    return anyio.run(main, backend="asyncio", backend_options={"loop_factory": lambda: _Loop(watch)})
+    return anyio.run(main, backend="asyncio", backend_options={"loop_factory": _Loop})

@@ -34,6 +34,7 @@ class _Clock(trio.abc.Clock):
     def start_clock(self) -> None: ...
 
     def current_time(self) -> float:
+        self._watch.turn()  # trio asks once in each turn, and others may
         return self._now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
@@ -84,7 +85,7 @@ def _tasks() -> Iterator[trio.lowlevel.Task]:
 
 def run_on_trio(name: str, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
     """Run *function* in a new event loop in virtual time; its task is called *name*."""
-    watch = Watch()
+    watch = Watch(lambda: [task.coro for task in _tasks()])
 
     async def main() -> Any:
         trio.lowlevel.current_task().name = name

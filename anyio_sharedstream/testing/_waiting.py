@@ -5,14 +5,13 @@ Relies on Python's introspection of coroutines alone, so it is the same on both 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any
-
-import anyio
 
 from anyio_sharedstream._step import Step
 
@@ -21,6 +20,7 @@ __all__ = [
     "await_chain",
     "describe_frame",
     "driven_by_hand",
+    "keep",
     "most_telling",
     "name_of",
     "threads_under_way",
@@ -52,6 +52,16 @@ class WaitingTask:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.where}"
+
+
+def keep(tasks: Iterable[object]) -> None:
+    """Have tasks that do not end, or their coroutines, live for ever.
+
+    Python closes a coroutine that is collected, also when Python itself ends. One that swallows every exception in a loop would
+    go on there without end.
+    """
+    for task in tasks:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 def name_of(function: Any) -> str:
@@ -116,23 +126,23 @@ def where(coroutine: object) -> str:
 
 
 def threads_under_way(coroutines: Iterable[object]) -> int:
-    """Count the tasks that wait for a thread of `anyio.to_thread`, less those that a thread waits for in its turn.
+    """Count the tasks that wait for a thread of anyio's or trio's ``to_thread``, less those that such a thread waits for.
 
     It need not be exact, for nobody waits for a thread without a limit.
     """
     count = 0
     for coroutine in coroutines:
-        codes = [frame.f_code for frame in await_chain(coroutine)]
-        waits = [code.co_name for code in codes if code.co_name not in _TRAPS]
+        frames = list(await_chain(coroutine))
+        waits = [frame for frame in frames if frame.f_code.co_name not in _TRAPS]
         # The backend's function awaits the thread itself; while it awaits a token of the limiter, the chain goes on.
-        if anyio.to_thread.run_sync.__code__ in codes and waits[-1] in _FOR_A_THREAD:
+        if waits and waits[-1].f_code.co_name in _FOR_A_THREAD and _package(waits[-1]) in _LOOPS:
             count += 1
-        elif codes and codes[0].co_qualname.startswith(_FROM_A_THREAD):
+        elif any(frame.f_code.co_qualname.startswith(_FROM_A_THREAD) for frame in frames[:2]):  # newer anyios wrap theirs
             count -= 1
     return count
 
 
 #: What the backends call the functions that wait for a thread, and those that run what a thread asks for.
 _FOR_A_THREAD = {"run_sync_in_worker_thread", "to_thread_run_sync"}
-_FROM_A_THREAD = ("AsyncIOBackend.run_async_from_thread", "Run.unprotected_afn")
+_FROM_A_THREAD = ("AsyncIOBackend.run_async_from_thread", "BlockingPortal._call_func", "Run.unprotected_afn")
 _TRAPS = {"wait_task_rescheduled", "_async_yield", "_real_async_yield"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial, update_wrapper
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from anyio_sharedstream.testing._virtual_time import run
+from anyio_sharedstream.testing._waiting import name_of
 
 __all__ = ["run_in_virtual_time"]
 
@@ -35,7 +37,29 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def run_in_virtual_time(anyio_backend: Any) -> Callable[..., Any]:
     """`anyio_sharedstream.testing.run` on the backend of the test: for tests that are not asynchronous themselves."""
-    return partial(run, backend=_backend(anyio_backend))
+    return partial(_run, backend=_backend(anyio_backend))
+
+
+def _run(function: Callable[..., Awaitable[Any]], *args: Any, backend: str) -> Any:
+    """`run`, in a thread of its own if there is an event loop in this one.
+
+    anyio's test runner has one for as long as there is an asynchronous fixture of a wider scope, from one test to the next.
+    """
+    began = False
+
+    async def begin() -> Any:
+        nonlocal began
+        began = True
+        return await function(*args)
+
+    begin.__qualname__ = name_of(function)
+    try:
+        return run(begin, backend=backend)
+    except RuntimeError:
+        if began:
+            raise
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: run(begin, backend=backend)).result()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -150,7 +174,7 @@ def _in_virtual_time(
                 await _resolved(fixtures, stack)  # also those that the test does not name
                 await test(**await _resolved(arguments, stack))
 
-        run(update_wrapper(with_fixtures, test), backend=backend)
+        _run(update_wrapper(with_fixtures, test), backend=backend)
 
     return virtual
 
