@@ -87,6 +87,29 @@ async def test_what_others_with_other_routes_were_asked_by_the_same_predicate_is
     assert [event for event in (0, 1, 2) if broker.clean[event]] == taken
 
 
+async def test_each_predicate_that_raises_at_the_same_event_fails_it_once_more() -> None:
+    broker = Broker()
+
+    def refuses(event: int) -> bool:
+        raise RefusedError
+
+    def refuses_too(event: int) -> bool:
+        raise RefusedError
+
+    async with (
+        managed() as manager,
+        manager.subscribe(broker.source()) as stays,
+        manager.subscribe(broker.source(), where=refuses) as one,
+        manager.subscribe(broker.source(), where=refuses_too) as other,
+    ):
+        broker.emit("event")
+        assert await stays.receive() == "event"
+        for stream in (one, other):
+            with pytest.raises(RefusedError):
+                await stream.receive()
+    assert broker.outcomes == {"event": (1, 2, 0, 0)}
+
+
 # Predicates that do something else than choose.
 
 
@@ -202,3 +225,18 @@ async def test_who_joins_in_the_middle_of_a_publication_is_given_the_next_and_no
         joined[1].defer().ack()
         await settle()
         assert broker.outcomes[3] == (1, 1, 1, 0)
+
+
+async def test_who_is_closed_by_anothers_predicate_releases_what_its_routes_would_have_given_it_and_nothing_else() -> None:
+    broker = Broker()
+    source = broker.source(route_by=tens)
+    async with managed() as manager, manager.subscribe(source, routes={0}) as goes:
+
+        def closes(event: int) -> bool:
+            goes.close()
+            return True
+
+        async with manager.subscribe(source, where=closes) as stays:
+            broker.emit(0, 10)
+            assert await stays.receive_batch(2) == (0, 10)
+    assert broker.outcomes == {0: (1, 0, 0, 1), 10: (2, 0, 0, 0)}

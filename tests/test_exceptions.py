@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from anyio_sharedstream import PollTerminated, SharedStreamError, SubscriberOverflow
+from anyio_sharedstream import AckTimeout, PollTerminated, SharedStreamError, SubscriberOverflow, UpstreamSilent
 from anyio_sharedstream._exceptions import Terminal, private_copy, without
 
 
@@ -22,7 +22,9 @@ def raised(error: BaseException) -> BaseException:
 
 TERMINATED = PollTerminated(("prices", "BTC"), "it returned")
 OVERFLOW = SubscriberOverflow(("prices", "BTC"), "dashboard", 8)
-every_error = pytest.mark.parametrize("error", [TERMINATED, OVERFLOW], ids=["PollTerminated", "SubscriberOverflow"])
+SILENT = UpstreamSilent(("prices", "BTC"), 30)
+LATE = AckTimeout(("prices", "BTC"), "ledger", 5)
+every_error = pytest.mark.parametrize("error", [TERMINATED, OVERFLOW, SILENT, LATE], ids=lambda error: type(error).__name__)
 
 
 @every_error
@@ -41,6 +43,16 @@ def test_subscriber_overflow_names_the_key_the_subscriber_the_bound_and_what_to_
     assert str(OVERFLOW) == (
         "subscriber 'dashboard' of ('prices', 'BTC') fell more than 8 events behind; "
         "receive faster, or subscribe with a larger max_buffer_size"
+    )
+
+
+def test_the_timeouts_name_the_key_the_subscriber_and_the_seconds() -> None:
+    assert (SILENT.key, SILENT.seconds, SILENT.args) == (("prices", "BTC"), 30, (("prices", "BTC"), 30))
+    assert (LATE.key, LATE.subscriber_id, LATE.seconds, LATE.args) == (
+        ("prices", "BTC"),
+        "ledger",
+        5,
+        (("prices", "BTC"), "ledger", 5),
     )
 
 

@@ -13,8 +13,9 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import DropNewest, DropOldest, Latest, SharedSource, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import DropNewest, DropOldest, Latest, Restart, SharedSource, SharedStreamManager, SubscriberOverflow
 from tests.support import Feed, idle, settle, until
+from tests.virtual_time import in_virtual_time
 
 
 @pytest.fixture
@@ -103,6 +104,35 @@ async def test_a_stopped_group_is_no_failure(lines: LogCapture, logger: Any) -> 
         await until(lambda: feed.opened)
         await manager.stop("feed")
     assert events(lines) == ["group started", "group stopped"]
+
+
+@in_virtual_time
+async def test_that_an_upstream_lingers_or_is_opened_again_is_told_and_its_other_states_are_for_debugging(
+    lines: LogCapture, logger: Any
+) -> None:
+    feed, error = Feed(), ValueError("broken")
+    async with SharedStreamManager(logger=logger) as manager:
+        async with manager.subscribe(feed.asking_for(linger=5, restart=Restart(initial_delay=1, jitter=0))) as stream:
+            await until(lambda: feed.opened)
+            feed.fail(error)
+            await anyio.sleep(2)
+            feed.emit("event")
+            assert await stream.receive() == "event"
+        await anyio.sleep(6)
+    failed = {"event": "poll failed", "key": "feed", "exc_info": error, "restart_in": 1, "log_level": "warning"}
+    assert [line for line in lines.entries if line["event"] == "poll failed"] == [failed]
+    states = [(line["log_level"], line["event"]) for line in lines.entries if line["event"] != "poll failed"]
+    assert states == [
+        ("info", "group started"),
+        ("debug", "group opening"),
+        ("debug", "group live"),
+        ("info", "group restarting"),
+        ("debug", "group opening"),
+        ("debug", "group live"),
+        ("info", "group lingering"),
+        ("debug", "group closing"),
+        ("info", "group stopped"),
+    ]
 
 
 async def test_a_failed_poll_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:

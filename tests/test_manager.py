@@ -325,6 +325,15 @@ async def test_a_cancelled_stop_has_stopped() -> None:
 # Its tasks, cancelled behind its back.
 
 
+async def test_the_librarys_tasks_say_whose_they_are() -> None:
+    feed = Feed("prices")
+    async with SharedStreamManager() as manager, manager.subscribe(feed.asking_for(silence_timeout=1000)):
+        await until(lambda: feed.opened)
+        await settle()
+        names = {task.name for task in anyio.get_running_tasks()}
+        assert names >= {"shared stream 'prices'", "shared streams' clock"}
+
+
 @pytest.mark.parametrize("anyio_backend", BACKENDS[:2], indirect=True)
 @pytest.mark.parametrize("steps", range(5))
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")  # one cancelled before its first step

@@ -149,6 +149,22 @@ async def test_a_cancelled_scope_after_the_wake_up_loses_nothing(read: Read) -> 
 
 
 @ASYNCIO_ONLY
+async def test_a_reader_on_its_way_out_of_a_cancellation_keeps_nothing_from_those_behind_it() -> None:
+    feed = Feed()
+    source = feed.source
+    async with SharedStreamManager() as manager, manager.subscribe(source) as first, manager.subscribe(source) as second:
+        leaving, staying = asyncio.create_task(first.receive()), asyncio.create_task(second.receive())
+        await until(lambda: feed.opened)
+        await settle()
+        feed.emit("event")
+        leaving.cancel()  # the poll task runs before it does
+        await until(staying.done)
+        assert await staying == "event"
+        assert leaving.cancelled()
+        assert first.receive_nowait() == "event"
+
+
+@ASYNCIO_ONLY
 async def test_expired_wait_for_loses_nothing() -> None:
     feed = Feed()
     taken: list[int] = []
