@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import PollTerminated, Restart, SharedStreamManager
+from anyio_sharedstream import Block, Fail, Gap, PollTerminated, Restart, SharedStreamManager
 from tests.ack_support import Broker, acknowledgement, finish, take
 from tests.support import settle, until
 from tests.sweep import drain, managed
@@ -111,6 +112,41 @@ async def test_events_of_an_upstream_that_failed_are_never_advanced_and_leave_th
         told = [(line["said"], line["events"]) for line in lines.entries if line["event"] == "too late to say"]
         assert told == [("acked", 1), ("acked", 1)]
         assert acknowledgement(manager).in_flight == acknowledgement(manager).deferred == 0
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+@pytest.mark.parametrize("policy", [Fail(), Block(inf)], ids=repr)
+async def test_one_that_has_lost_its_buffer_to_a_restart_has_a_whole_one_again(policy: Any, gaps: bool) -> None:
+    broker = Broker()
+    source = broker.source(restart=AT_ONCE)
+    contract: dict[str, Any] = {"overflow": policy, "gaps": gaps}
+    async with managed() as manager, manager.subscribe(source, **contract) as stream:
+        broker.emit(0, 1, 2)
+        assert await stream.receive() == 0
+        broker.fail(ConnectionError())
+        await until(lambda: broker.opened == 2)
+        broker.emit(3, 4)
+        broker.end()
+        await settle()
+        items, terminal = drain(stream)
+        assert items == [*[Gap(None, "restart")] * gaps, 3, 4]
+        assert isinstance(terminal, PollTerminated)
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+@pytest.mark.parametrize("policy", [Fail(), Block(inf)], ids=repr)
+async def test_one_that_joins_an_open_upstream_is_given_what_comes_and_nothing_else(policy: Any, gaps: bool) -> None:
+    broker = Broker()
+    source = broker.source(restart=AT_ONCE)
+    contract: dict[str, Any] = {"overflow": policy, "gaps": gaps}
+    async with managed() as manager, manager.subscribe(source) as first:
+        broker.emit(0)
+        assert await first.receive() == 0
+        async with manager.subscribe(source, **contract) as stream:
+            assert drain(stream) == ([], None)
+            broker.emit(1)
+            await settle()
+            assert drain(stream) == ([1], None)
 
 
 @in_virtual_time

@@ -155,6 +155,20 @@ async def test_time_that_draining_takes_is_not_counted_as_time_to_close(place: s
 
 
 @in_virtual_time
+async def test_who_leaves_before_its_upstream_could_open_does_not_wait_for_the_one_before_it() -> None:
+    broker = Hanging("aclose", shielded=True)
+    async with released_after(broker) as manager:
+        stream = await manager.subscribe(broker.source()).__aenter__()
+        await settle()
+        stream.close()
+        await settle()
+        with anyio.fail_after(1):
+            async with manager.subscribe(broker.source()):
+                await settle()
+        assert broker.opened == len(manager.statistics().closing) == 1
+
+
+@in_virtual_time
 async def test_a_hung_clean_up_after_a_failure_does_not_keep_the_next_subscriber_waiting() -> None:
     broker = Hanging("aclose", shielded=True)
     async with released_after(broker) as manager, manager.subscribe(broker.source(close_timeout=3)) as stream:

@@ -81,6 +81,27 @@ async def test_an_advance_that_fails_when_nobody_is_left_is_told_with_what_is_lo
 
 
 @in_virtual_time
+async def test_an_advance_that_fails_when_the_stream_has_ended_beside_it_is_told_as_well(
+    manager: SharedStreamManager, lines: LogCapture
+) -> None:
+    broker = Broker()
+    broker.blocked[None] = anyio.Event()
+    error = broker.refusing[None] = ConnectionError("lost")
+    async with manager:
+        stream = await manager.subscribe(broker.source(advance_retry=None)).__aenter__()
+        broker.emit("event")
+        assert await stream.receive() == "event"
+        stream.close()
+        await settle()
+        broker.end()
+        await settle()
+        assert told(lines, "advance failed") == []
+        broker.blocked[None].set()
+    line = {"key": "broker", "exc_info": error, "events": 1, "event": "advance failed", "log_level": "error"}
+    assert told(lines, "advance failed") == [line]
+
+
+@in_virtual_time
 async def test_what_was_put_off_for_too_long_is_told_and_is_no_failure_of_the_upstream(
     manager: SharedStreamManager, lines: LogCapture
 ) -> None:

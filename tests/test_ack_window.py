@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_sharedstream import AckSource, AckTimeout, Subscription
+from anyio_sharedstream import AckSource, AckTimeout, SharedStreamProducer, Subscription
 from tests.ack_support import Broker, acknowledgement, finish, take
 from tests.support import settle
 from tests.sweep import Reader, drain, managed
@@ -171,6 +171,23 @@ async def test_while_an_upstream_lingers_nothing_is_pulled_and_its_next_subscrib
         await anyio.sleep(0.2)
         assert broker.advanced == list(range(50))
         assert broker.log == ["stream closed", "closed"]
+
+
+async def test_an_upstream_whose_only_subscriber_leaves_while_it_opens_is_not_pulled() -> None:
+    class Leaving(Broker):
+        def _create(self) -> SharedStreamProducer[Any, Any]:
+            stream.close()
+            return super()._create()
+
+    broker = Leaving()
+    broker.emit(0, 1)
+    source = broker.source(linger=100)
+    async with managed() as manager:
+        stream = await manager.subscribe(source).__aenter__()
+        await settle()
+        assert (broker.opened, broker.pulled) == (1, 0)
+        async with manager.subscribe(source) as other:
+            assert await take(other, 2) == [0, 1]
 
 
 # Time.

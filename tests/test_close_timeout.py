@@ -224,6 +224,8 @@ async def test_several_that_hang_are_shown_with_their_openings_and_all_are_waite
             assert stream.epoch == 4
             assert closing(manager) == [("closing", 1), ("closing", 2), ("closing", 3)]
             assert [(group.epoch, group.opened_at) for group in manager.statistics().closing] == [(1, 0), (2, 4), (3, 8.5)]
+            assert {group.subscriptions for group in manager.statistics().closing} == {()}
+            assert manager.statistics().groups["stuck"].subscriptions == (stream.statistics(),)
             await anyio.sleep_until(150)
             assert closing(manager) == [("closing", 2), ("closing", 3)]
         assert anyio.current_time() == 150  # the one that is live closes at once, and nobody waits for the others

@@ -18,10 +18,12 @@ from anyio_sharedstream import (
     Gap,
     Latest,
     LossySubscription,
+    Restart,
     SharedSource,
     SharedStreamManager,
     Subscription,
 )
+from tests.ack_support import Broker
 from tests.support import Feed, idle, until
 
 LOSSLESS = [Fail(), Block(1), Block(math.inf)]
@@ -99,6 +101,17 @@ async def asynchronous(_: Any) -> Any:
     """Must be awaited; the library calls functions of events in the middle of a publication, where nobody can wait."""
 
 
+class AsynchronousObject:
+    def __repr__(self) -> str:
+        return "<function asynchronous as an object>"
+
+    async def __call__(self, _: Any) -> Any:
+        """Must be awaited as well."""
+
+
+@pytest.mark.parametrize(
+    "function", [asynchronous, AsynchronousObject(), Feed._play], ids=["coroutine", "object", "asynchronous generator"]
+)
 @pytest.mark.parametrize(
     "make",
     [
@@ -107,9 +120,9 @@ async def asynchronous(_: Any) -> Any:
         lambda function: SharedSource(key="feed", open=Feed().source.open, route_by=function),
     ],
 )
-def test_a_function_that_must_be_awaited_is_refused_and_named(make: Callable[[Any], object]) -> None:
-    with pytest.raises(TypeError, match=r"must be a function( of an event)?, not <function asynchronous"):
-        make(asynchronous)
+def test_a_function_that_must_be_awaited_is_refused_and_named(make: Callable[[Any], object], function: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a function( of an event)?, not <function (asynchronous|Feed\._play)"):
+        make(function)
 
 
 # What `subscribe` refuses.
@@ -223,3 +236,16 @@ async def test_an_asked_for_collection_of_routes_is_not_looked_at_again(manager:
         feed.emit(2, 1)
         await until(lambda: other.statistics().current_buffer_used)
         assert stream.receive_nowait() == other.receive_nowait() == 1
+
+
+@pytest.mark.parametrize("gaps", [False, True], ids=["silent", "gaps"])
+@pytest.mark.parametrize("policy", LOSSLESS, ids=repr)
+async def test_an_acknowledging_subscription_has_the_id_and_the_bound_that_were_asked_for(
+    policy: Any, gaps: bool, manager: SharedStreamManager
+) -> None:
+    source = Broker().source(restart=Restart())
+    contract: dict[str, Any] = {"overflow": policy, "gaps": gaps}
+    async with manager.subscribe(source, subscriber_id="mine", max_buffer_size=7, **contract) as stream:
+        (asked,) = manager.statistics().groups["broker"].subscriptions
+        assert (asked.subscriber_id, asked.policy, asked.max_buffer_size) == ("mine", policy, 7)
+        assert stream.statistics() == asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
@@ -20,35 +21,51 @@ def raised(error: BaseException) -> BaseException:
         return exc
 
 
-TERMINATED = PollTerminated(("prices", "BTC"), "it returned")
-OVERFLOW = SubscriberOverflow(("prices", "BTC"), "dashboard", 8)
-SILENT = UpstreamSilent(("prices", "BTC"), 30)
-LATE = AckTimeout(("prices", "BTC"), "ledger", 5)
-every_error = pytest.mark.parametrize("error", [TERMINATED, OVERFLOW, SILENT, LATE], ids=lambda error: type(error).__name__)
+def terminated() -> PollTerminated:
+    return PollTerminated(("prices", "BTC"), "it returned")
+
+
+def overflow() -> SubscriberOverflow:
+    return SubscriberOverflow(("prices", "BTC"), "dashboard", 8)
+
+
+def silent() -> UpstreamSilent:
+    return UpstreamSilent(("prices", "BTC"), 30)
+
+
+def late() -> AckTimeout:
+    return AckTimeout(("prices", "BTC"), "ledger", 5)
+
+
+every_error = pytest.mark.parametrize("make", [terminated, overflow, silent, late], ids=lambda make: make.__name__)
 
 
 @every_error
-def test_the_librarys_errors_have_one_base_class(error: Exception) -> None:
-    assert isinstance(error, SharedStreamError)
+def test_the_librarys_errors_have_one_base_class(make: Callable[[], Exception]) -> None:
+    assert isinstance(make(), SharedStreamError)
     assert issubclass(SharedStreamError, Exception)
 
 
 def test_poll_terminated_names_the_key_the_reason_and_what_to_do() -> None:
-    assert (TERMINATED.key, TERMINATED.reason) == (("prices", "BTC"), "it returned")
-    assert str(TERMINATED) == "the upstream of ('prices', 'BTC') has terminated: it returned; subscribe again to open it anew"
+    error = terminated()
+    assert (error.key, error.reason) == (("prices", "BTC"), "it returned")
+    assert str(error) == "the upstream of ('prices', 'BTC') has terminated: it returned; subscribe again to open it anew"
 
 
 def test_subscriber_overflow_names_the_key_the_subscriber_the_bound_and_what_to_do() -> None:
-    assert (OVERFLOW.key, OVERFLOW.subscriber_id, OVERFLOW.max_buffer_size) == (("prices", "BTC"), "dashboard", 8)
-    assert str(OVERFLOW) == (
+    error = overflow()
+    assert (error.key, error.subscriber_id, error.max_buffer_size) == (("prices", "BTC"), "dashboard", 8)
+    assert str(error) == (
         "subscriber 'dashboard' of ('prices', 'BTC') fell more than 8 events behind; "
         "receive faster, or subscribe with a larger max_buffer_size"
     )
 
 
 def test_the_timeouts_name_the_key_the_subscriber_and_the_seconds() -> None:
-    assert (SILENT.key, SILENT.seconds, SILENT.args) == (("prices", "BTC"), 30, (("prices", "BTC"), 30))
-    assert (LATE.key, LATE.subscriber_id, LATE.seconds, LATE.args) == (
+    error = silent()
+    assert (error.key, error.seconds, error.args) == (("prices", "BTC"), 30, (("prices", "BTC"), 30))
+    timeout = late()
+    assert (timeout.key, timeout.subscriber_id, timeout.seconds, timeout.args) == (
         ("prices", "BTC"),
         "ledger",
         5,
@@ -63,7 +80,8 @@ def test_subscriber_overflow_says_what_the_subscriber_was_too_slow_for() -> None
 
 
 @every_error
-def test_the_librarys_errors_survive_copying_and_pickling(error: Exception) -> None:
+def test_the_librarys_errors_survive_copying_and_pickling(make: Callable[[], Exception]) -> None:
+    error = make()
     for twin in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error)), private_copy(error)):
         assert twin is not error
         assert (type(twin), twin.args, vars(twin), str(twin)) == (type(error), error.args, vars(error), str(error))
@@ -173,6 +191,43 @@ class TestPrivateCopy:
         assert twin.reason == "feed"
         assert twin.__traceback__ is error.__traceback__
 
+    def test_it_runs_no_constructor_of_an_os_error_either(self) -> None:
+        calls: list[tuple[Any, ...]] = []
+
+        class CountingError(OSError):
+            """An `OSError` takes its arguments in ``__new__`` if its class has one, and in ``__init__`` if not."""
+
+            def __new__(cls, *args: Any) -> CountingError:  # noqa: PYI034 - local
+                calls.append(args)
+                return super().__new__(cls, *args)
+
+        error = CountingError(2, "no such file", "feed.toml")
+        twin = private_copy(error)
+        assert calls == [(2, "no such file", "feed.toml")]
+        assert isinstance(twin, CountingError)
+        assert twin is not error
+        assert (twin.args, twin.filename, str(twin)) == (error.args, "feed.toml", str(error))
+
+    def test_an_attribute_that_was_taken_away_is_not_made_again_of_the_arguments(self) -> None:
+        error = OSError(2, "no such file")
+        error.strerror = None
+        twin = private_copy(error)
+        assert isinstance(twin, OSError)
+        assert twin is not error
+        assert (twin.errno, twin.strerror, twin.args) == (2, None, (2, "no such file"))
+
+    def test_a_twin_that_has_lost_an_argument_is_not_used(self) -> None:
+        class MissingError(OSError):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.args = args  # an OSError itself keeps the name of the file elsewhere
+
+        error = MissingError(2, "no such file", "feed.toml")
+        twin = private_copy(error)
+        assert twin is not error
+        assert isinstance(twin, MissingError)
+        assert twin.args == (2, "no such file", "feed.toml")
+
     @pytest.mark.parametrize("answer", ["itself", "another type", "other arguments", "fewer arguments"])
     def test_a_copy_that_is_not_faithful_is_not_used(self, answer: str) -> None:
         class OddError(UnicodeDecodeError):
@@ -229,6 +284,18 @@ class TestWithout:
         rest = without(group, KeyError)
         assert repr(rest) == "ExceptionGroup('outer', [ExceptionGroup('inner', [ValueError('stays')])])"
         assert without(group, KeyError, ValueError) is None
+
+    def test_a_group_says_itself_what_is_made_of_the_rest(self) -> None:
+        class OwnGroup(ExceptionGroup[Exception]):
+            def derive(self, excs: Any, /) -> Any:
+                return OwnGroup("derived", excs)
+
+        group = raised(OwnGroup("outer", [KeyError(), ValueError("stays")]))
+        group.add_note("a note")
+        rest = without(group, KeyError)
+        assert isinstance(rest, OwnGroup)
+        assert (rest.message, repr(rest.exceptions), rest.__notes__) == ("derived", "(ValueError('stays'),)", ["a note"])
+        assert rest.__traceback__ is group.__traceback__
 
     def test_a_group_that_loses_no_member_stays_as_itself(self) -> None:
         group = ExceptionGroup("outer", [ValueError()])

@@ -102,6 +102,7 @@ async def test_a_return_is_followed_by_another_opening_as_a_failure_would_be() -
     assert opened == [0, 1, 3, 7]
     assert items == [1, gap, 2, gap, 3, gap, 4]
     assert isinstance(terminal, PollTerminated)
+    assert terminal.key == "polled"
 
 
 async def test_on_is_asked_after_errors_and_not_after_returns() -> None:

@@ -29,6 +29,15 @@ async def test_an_interrupt_of_the_waiting_task_leaves_as_itself(body_error: Bas
     assert caught.value is interrupt
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_beside_an_interrupt_does_not_hide_it() -> None:
+    interrupt = KeyboardInterrupt()
+    group = BaseExceptionGroup("nursery", [get_cancelled_exc_class()(), interrupt])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        await leave(raising(group), None, lambda: None)
+    assert caught.value is interrupt
+
+
 async def test_several_errors_stay_a_group() -> None:
     group = BaseExceptionGroup("nursery", [KeyboardInterrupt(), SystemExit()])
     with pytest.raises(BaseExceptionGroup) as caught:

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -218,6 +218,49 @@ async def test_a_failed_closing_is_told_beside_the_failure_that_led_to_it(lines:
     assert failures == [("clean-up failed", "OSError('clean-up')"), ("poll failed", "ValueError('broken')")]
 
 
+async def test_what_is_iterated_over_is_closed_beside_what_makes_the_iterator(lines: LogCapture, logger: Any) -> None:
+    closed: list[str] = []
+
+    class Iterator:
+        def __aiter__(self) -> Iterator:
+            return self
+
+        async def __anext__(self) -> str:
+            raise ValueError("broken")
+
+        async def aclose(self) -> None:
+            closed.append("iterator")
+            raise OSError("clean-up")
+
+    class Source:
+        def __aiter__(self) -> Iterator:
+            return Iterator()
+
+        async def aclose(self) -> None:
+            closed.append("source")
+
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(SharedSource(key="feed", open=Source)) as stream:
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+    assert closed == ["iterator", "source"]
+    failures = [(line["event"], repr(line.get("exc_info"))) for line in told(lines)[1:-1]]
+    assert failures == [("clean-up failed", "OSError('clean-up')"), ("poll failed", "ValueError('broken')")]
+
+
+async def test_that_an_iterator_has_no_way_to_be_closed_is_no_failure(lines: LogCapture, logger: Any) -> None:
+    class Source:
+        def __aiter__(self) -> Source:
+            return self
+
+        async def __anext__(self) -> str:
+            raise ValueError("broken")
+
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(SharedSource(key="feed", open=Source)) as stream:
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+    assert events(lines) == ["group started", "poll failed", "group stopped"]
+
+
 # Where it is said.
 
 
@@ -244,6 +287,24 @@ async def test_an_application_may_configure_structlog_after_it_has_made_the_mana
         finally:
             structlog.reset_defaults()
     assert events(lines) == ["group started", "group stopped"]
+
+
+async def test_a_structlog_that_makes_standard_loggers_is_asked_for_the_one_of_the_librarys_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "anyio_sharedstream")
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        async with SharedStreamManager() as manager:
+            await come_and_go(manager)
+    finally:
+        structlog.reset_defaults()
+    told = [(record.name, record.getMessage()) for record in caplog.records if record.levelno > logging.DEBUG]
+    assert told == [("anyio_sharedstream", "group started"), ("anyio_sharedstream", "group stopped")]
 
 
 async def test_a_logger_that_is_given_goes_before_the_one_that_is_configured(logger: Any, configured: LogCapture) -> None:
@@ -348,6 +409,24 @@ async def test_a_logger_that_fails_harms_nobody_and_is_told_of(caplog: pytest.Lo
     assert len(told) == broken.calls == 23
     assert told[0].getMessage() == "the application's logger failed on 'group started'"
     assert {repr(record.exc_info and record.exc_info[1]) for record in told} == {"RuntimeError('the disk is full')"}
+
+
+async def test_if_the_log_fails_in_which_a_failing_logger_is_told_of_nobody_is_harmed_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full(logging.Filter):
+        refused = 0
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            self.refused += 1
+            raise OSError("the other disk is full as well")
+
+    full, broken = Full(), cast(Any, Broken())
+    monkeypatch.setattr(logging.getLogger("anyio_sharedstream"), "filters", [full])
+    async with SharedStreamManager(logger=broken) as manager:
+        await fail(manager, ValueError("broken"))
+        assert idle(manager)
+    assert full.refused == broken.calls > 2
 
 
 async def test_a_key_that_cannot_be_shown_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

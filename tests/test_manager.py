@@ -334,6 +334,25 @@ async def test_the_librarys_tasks_say_whose_they_are() -> None:
         assert names >= {"shared stream 'prices'", "shared streams' clock"}
 
 
+async def test_an_upstream_that_fails_while_everything_is_being_cancelled_has_failed() -> None:
+    async def source() -> AsyncGenerator[str, None]:
+        try:
+            yield "event"
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("broken")
+
+    with anyio.CancelScope() as scope:
+        async with SharedStreamManager() as manager:
+            stream = await manager.subscribe(SharedSource(key="feed", open=source)).__aenter__()
+            assert await stream.receive() == "event"
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await until(lambda: idle(manager))
+    with pytest.raises(ValueError, match="broken"):
+        await stream.receive()
+
+
 @pytest.mark.parametrize("anyio_backend", BACKENDS[:2], indirect=True)
 @pytest.mark.parametrize("steps", range(5))
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")  # one cancelled before its first step

@@ -161,6 +161,35 @@ async def test_an_entry_that_is_replaced_after_a_restart_moves_behind_the_gap() 
         assert drain(stream) == ([2, RESTARTED, 9], None)
 
 
+def third(event: int) -> int:
+    return event % 3
+
+
+async def test_entries_that_have_all_moved_behind_the_gap_are_all_kept_in_their_order() -> None:
+    async with subscribed(Conflate(third)) as (feed, stream):
+        await publish(feed, 0, 1, 2)
+        await restart(feed)
+        await publish(feed, 3, 4, 5)
+        assert stream.statistics().current_buffer_used == 3
+        assert drain(stream) == ([RESTARTED, 3, 4, 5], None)
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+async def test_the_rest_is_received_by_one_that_began_to_read_after_entries_had_moved(moved: int) -> None:
+    async with subscribed(Conflate(third)) as (feed, stream):
+        await publish(feed, 0, 1, 2)
+        await restart(feed)
+        await publish(feed, 3, 4, 5)
+        await restart(feed)
+        await publish(feed, *[6, 7][:moved])
+        assert [stream.receive_nowait(), stream.receive_nowait()] == [RESTARTED, [3, 4, 5][moved]]
+        feed.end()
+        await settle()
+        items, terminal = drain(stream)
+        assert items == [*[3, 4, 5][moved + 1 :], RESTARTED, *[6, 7][:moved]]
+        assert isinstance(terminal, PollTerminated)
+
+
 @pytest.mark.parametrize(
     ("policy", "first", "second", "third"),
     [

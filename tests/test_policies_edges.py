@@ -15,6 +15,7 @@ from anyio_sharedstream import (
     Gap,
     Latest,
     PollTerminated,
+    Restart,
     SharedSource,
     SharedStreamManager,
     SubscriberOverflow,
@@ -134,6 +135,31 @@ async def test_a_sibling_that_joins_within_a_turn_changes_nothing(policy: Any, e
         sibling.close()
 
 
+@pytest.mark.parametrize("gaps", [True, False])
+@pytest.mark.parametrize("joins_after", [1, 2, 5, 8])
+async def test_a_sibling_that_joins_within_a_turn_makes_nobody_late(joins_after: int, gaps: bool) -> None:
+    async with SharedStreamManager() as manager:
+        go = anyio.Event()
+
+        async def run() -> AsyncIterator[int]:
+            await go.wait()
+            for number in range(1, 9):
+                if number == joins_after:
+                    await sibling.__aenter__()
+                yield number
+            await anyio.sleep_forever()
+
+        source: Any = SharedSource(key="feed", open=run, restart=Restart())
+        sibling: Any = manager.subscribe(source)
+        contract: dict[str, Any] = {"max_buffer_size": 2, "gaps": gaps}
+        async with manager.subscribe(source, **contract) as stream:
+            await settle()
+            go.set()
+            await settle()
+            assert drain(stream) == ([*range(1, 9)], None)
+        sibling.close()
+
+
 async def test_latest_keeps_one_of_a_turn_as_well() -> None:
     async with subscribed(Latest(), 100) as (feed, stream):
         assert drain(stream) == ([0], None)
@@ -224,7 +250,7 @@ async def test_one_that_closes_itself_in_its_predicate_gives_no_gap() -> None:
         assert stream.statistics().current_buffer_used == 0
 
 
-async def test_one_that_closes_itself_while_conflating_keeps_nothing() -> None:
+async def test_one_that_closes_itself_while_conflating_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def leaves(event: int) -> int:
         if event:
             streams[0].close()
@@ -238,6 +264,7 @@ async def test_one_that_closes_itself_while_conflating_keeps_nothing() -> None:
         with pytest.raises(anyio.ClosedResourceError):
             stream.receive_nowait()
         assert stream.statistics().current_buffer_used == 0
+    assert not caplog.records  # it has left, and is not told to have overflowed
 
 
 async def test_merge_may_receive_the_very_event_that_it_merges() -> None:

@@ -185,6 +185,17 @@ async def test_the_replay_takes_no_room_of_a_buffer_of_one_event(
             assert drain(other) == ([*range(1, 12)], None)
 
 
+async def test_the_replay_takes_no_room_of_one_that_keeps_an_event_per_key() -> None:
+    feed = Feed()
+    source = feed.asking_for(replay=5)
+    async with managed(feed) as manager, manager.subscribe(source):
+        await publish(feed, *range(5))
+        contract: dict[str, Any] = {"overflow": Conflate(str), "max_buffer_size": 2}
+        async with manager.subscribe(source, **contract) as stream:
+            await publish(feed, 5, 6)
+            assert drain(stream) == ([*range(7)], None)
+
+
 @pytest.mark.parametrize("bound", [1, 2, 5, 64, 100])
 @pytest.mark.parametrize("taken", [0, 1, 9, 10, 11])
 @pytest.mark.parametrize("contract", [EVERYTHING[name] for name in FAILING], ids=FAILING)

@@ -310,6 +310,16 @@ def caused(held: Held) -> Exception:
     return raised(ConnectionError("lost"), held, raised(KeyError("cause"), held))
 
 
+def in_handling(held: Held) -> Exception:
+    try:
+        raise KeyError("context") from caused(held)
+    except KeyError:
+        try:
+            raise ConnectionError("lost")
+        except ConnectionError as exc:
+            return exc
+
+
 def grouped(held: Held) -> Exception:
     return ExceptionGroup("several", [caused(held), ExceptionGroup("more", [caused(held)])])
 
@@ -321,7 +331,7 @@ def silently(*_: object) -> Any:
 QUIET: Any = structlog.wrap_logger(None, processors=[silently])  # a log keeps what it is given
 
 
-@pytest.mark.parametrize("make", [caused, grouped])
+@pytest.mark.parametrize("make", [caused, in_handling, grouped])
 async def test_the_last_error_keeps_nothing_alive(make: Callable[[Held], Exception]) -> None:
     alive: weakref.WeakSet[Held] = weakref.WeakSet()
 

@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import Fold, PollTerminated, Restart, SharedSource, SharedStreamManager
-from tests.support import idle, until
+from tests.support import idle, settle, until
 from tests.sweep import Reader, drain, managed
 from tests.trigger_support import cancellation
 from tests.virtual_time import in_virtual_time
@@ -103,6 +103,29 @@ async def test_restarts_longer_ago_are_not_counted() -> None:
     attempts = Attempts(*[9] * 4)  # healthy ones count as well, for ever
     assert await attempts.run(Restart(initial_delay=1, max_delay=1, jitter=0, max_restarts=3, within=math.inf)) is not None
     assert [opened - attempts.opened_at[0] for opened in attempts.opened_at] == [0, 10, 20, 30]
+
+
+async def test_a_failure_that_no_restart_follows_frees_the_key_before_the_iterator_has_closed() -> None:
+    closing = anyio.Event()
+
+    class Source:
+        def __aiter__(self) -> Source:
+            return self
+
+        async def __anext__(self) -> str:
+            raise ValueError("broken")
+
+        async def aclose(self) -> None:
+            await closing.wait()
+
+    async with managed() as manager:
+        source = SharedSource(key="feed", open=Source, restart=at_once(KeyError))
+        async with manager.subscribe(source) as stream:
+            await settle()
+            assert ([*manager.statistics().groups], [group.key for group in manager.statistics().closing]) == ([], ["feed"])
+            closing.set()
+            with pytest.raises(ValueError, match="broken"):
+                await stream.receive()
 
 
 # What is opened, the first time so that it fails.
@@ -279,6 +302,21 @@ async def test_a_cancellation_that_nobody_asked_for_is_restarted_after_as_poll_t
 
     opened, got = await outcome(unreliable(cancelled, restart=at_once(on)))
     assert (got == ("well", 2)) if restarted else (opened == 1 and isinstance(got, PollTerminated))
+
+
+class CancelledOpening:
+    async def __aenter__(self) -> AsyncIterator[str]:
+        raise await cancellation()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Is not called, for it was not entered."""
+
+
+async def test_what_is_cancelled_before_it_is_iterated_over_has_not_returned() -> None:
+    source = SharedSource(key="feed", open=CancelledOpening, on_exhausted="end")
+    async with managed() as manager, manager.subscribe(source) as stream:
+        with pytest.raises(PollTerminated, match="it was cancelled, and nobody had asked for that"):
+            await stream.receive()
 
 
 async def test_the_final_error_is_the_original_and_everyone_has_a_copy() -> None:

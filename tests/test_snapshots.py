@@ -159,6 +159,17 @@ async def test_a_restart_makes_the_states_before_it_obsolete(policy: Any, gaps: 
         assert drain(stream) == ([*[RESTARTED] * gaps, Snapshot(())], None)
 
 
+@pytest.mark.parametrize("policy", [Fail(), Block(math.inf), *LOSSY, Conflate(str)], ids=lambda policy: type(policy).__name__)
+async def test_a_state_that_nobody_has_seen_gives_way_to_the_gap_and_the_next_state(policy: Any) -> None:
+    feed = Feed()
+    source = feed.asking_for(fold=HISTORY, restart=AT_ONCE)
+    async with managed(feed) as manager, manager.subscribe(source, overflow=policy, gaps=True, snapshot=True) as stream:
+        await settle()
+        await restart(feed)
+        await restart(feed)
+        assert drain(stream) == ([RESTARTED, Snapshot(())], None)
+
+
 @lossy
 @both
 @pytest.mark.parametrize("batches", [True, False])
