@@ -31,7 +31,7 @@ from _pytest.runner import runtestprotocol
 #: What is not about the core, starts processes, measures, or reads sources: a module with its mutants is many times as long.
 OTHERS = (
     *("examples", "example_*", "redis_streams", "scale", "at_least_once", "docs*", "readme", "layering"),
-    *("public_api", "explore*", "testing*", "virtual_time"),
+    *("public_api", "explore*", "testing*", "virtual_time", "planted", "soak"),
 )
 MEASURED, RESULTS = Path("measured.json"), Path("results.jsonl")  # inside mutants/
 ALIVE = ("survived", "no tests")

@@ -153,7 +153,7 @@ class AckGroup(Group):
             return
         if not epoch.decided:
             self._decide(epoch, error)
-        self._settle(epoch, epoch.reason if epoch.broken_off else error, surroundings_cancelled=False)
+        self._settle(epoch, error, surroundings_cancelled=False)
         epoch.acks.drain()
         self.lines.write()
 

@@ -225,3 +225,28 @@ async def test_a_gap_is_given_behind_what_was_taken_and_nothing_of_what_was_buff
         assert drain(stream) == [Gap(None, "restart"), 4]
         await settle()
         assert broker.outcomes == {4: ACKED}
+
+
+async def test_what_is_said_of_a_batch_from_two_publications_is_said_of_nothing_behind_it() -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source(), where=yes) as stream:
+        for events in ((1,), (2, 3, 4, 5)):
+            broker.emit(*events)
+            await settle()
+        assert await stream.receive_batch(3) == (1, 2, 3)
+        stream.reject()
+        assert await stream.receive_batch(3) == (4, 5)
+    assert broker.outcomes == {**dict.fromkeys((1, 2, 3), REJECTED), 4: ACKED, 5: ACKED}
+
+
+async def test_who_chooses_and_takes_nothing_turn_after_turn_fails_at_its_bound() -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source()) as other:
+        async with manager.subscribe(broker.source(), where=yes, max_buffer_size=2) as stream:
+            for number in range(3):
+                broker.emit(number)
+                await settle()
+            with pytest.raises(SubscriberOverflow):
+                await stream.receive()
+        assert await other.receive_batch(3) == (0, 1, 2)
+    assert broker.outcomes == dict.fromkeys(range(3), (1, 0, 0, 1))

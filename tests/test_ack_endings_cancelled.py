@@ -51,6 +51,25 @@ async def test_a_last_leaver_that_is_cancelled_leaves_the_rest_to_the_manager() 
         assert broker.outcomes == {0: (1, 0, 0, 0)}
 
 
+async def leave_by_raising(manager: SharedStreamManager, broker: Broker) -> None:
+    async with manager.subscribe(broker.source()) as stream:
+        broker.emit(0)
+        await take(stream, 1)
+        raise ValueError("the body's own")
+
+
+@in_virtual_time
+async def test_a_body_that_raises_is_left_with_its_exception_though_the_wait_for_the_upstream_is_cancelled() -> None:
+    broker = Broker()
+    broker.blocked[None] = anyio.Event()
+    async with managed() as manager:
+        with anyio.move_on_after(2) as scope, pytest.raises(ValueError, match="the body's own"):
+            await leave_by_raising(manager, broker)
+        assert anyio.current_time() == 2
+        assert not scope.cancelled_caught
+        broker.blocked.pop(None).set()
+
+
 class Halt(KeyboardInterrupt):
     """So that the test is not interrupted itself."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import Block, Fail, Gap, PollTerminated, Restart, SharedStreamManager
+from anyio_sharedstream import AckSource, Block, Fail, Gap, PollTerminated, Restart, SharedStreamManager, SharedStreamProducer
 from tests.ack_support import Broker, acknowledgement, finish, take
-from tests.support import settle, until
+from tests.conftest import on_asyncio
+from tests.support import idle, settle, until
 from tests.sweep import drain, managed
 from tests.virtual_time import in_virtual_time
 
@@ -188,3 +189,122 @@ async def test_what_an_advance_raises_when_it_is_cancelled_in_the_end_is_reporte
         assert anyio.current_time() == 5
     assert [type(line["exc_info"]) for line in lines.entries if line["event"] == "clean-up failed"] == [ValueError]
     assert broker.log == ["stream closed", "closed"]
+
+
+@in_virtual_time
+async def test_an_upstream_that_was_well_until_its_advance_failed_is_opened_again_after_the_first_delay() -> None:
+    broker = Broker()
+    source = broker.source(advance_retry=None, restart=Restart(initial_delay=1, factor=10, max_delay=10, jitter=0))
+    async with managed() as manager, manager.subscribe(source) as stream:
+        for opened in (1, 2, 3):
+            await anyio.sleep(100)
+            broker.refusing[None] = ConnectionError("lost")
+            broker.emit(opened)
+            assert await stream.receive() == opened
+            finish(stream)
+            await settle()
+            assert manager.statistics().groups["broker"].state == "restarting"
+            broker.refusing.clear()
+            await anyio.sleep(1.001)
+            assert broker.opened == opened + 1
+
+
+@in_virtual_time
+async def test_who_leaves_last_before_the_next_opening_does_not_wait_for_that() -> None:
+    broker = Broker()
+    source = broker.source(restart=Restart(initial_delay=1000, max_delay=1000, jitter=0))
+    async with managed() as manager:
+        async with manager.subscribe(source) as stream:
+            broker.emit(1)
+            assert await stream.receive() == 1
+            broker.fail(ConnectionError("lost"))
+            await anyio.sleep(1)
+            assert manager.statistics().groups["broker"].state == "restarting"
+        assert anyio.current_time() == 1
+        assert idle(manager)
+
+
+class Hung:
+    """A stream that fails, and closes only if it is cancelled."""
+
+    cancelled = False
+
+    def __aiter__(self) -> Hung:
+        return self
+
+    async def __anext__(self) -> tuple[Any, Any]:
+        raise ConnectionError("lost")
+
+    async def aclose(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.cancelled = True
+
+
+@in_virtual_time
+async def test_the_clean_up_of_a_stream_that_has_failed_is_cancelled_when_the_last_subscriber_leaves() -> None:
+    stream = Hung()
+
+    class Producer(SharedStreamProducer[Any, Any]):
+        def open_stream(self) -> Any:
+            return stream
+
+        async def advance(self, batch: Any) -> None:
+            """Nothing is published."""
+
+    async with managed() as manager:
+        async with manager.subscribe(AckSource("hung", Producer, restart=AT_ONCE, close_timeout=50)):
+            await anyio.sleep(3)
+            assert not stream.cancelled
+        assert anyio.current_time() == 3
+        assert stream.cancelled
+        assert idle(manager)
+
+
+class Cancelling(Broker):
+    """Its stream lets a cancellation of its own out, once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = anyio.Event()
+
+    async def play(self) -> AsyncIterator[tuple[Any, Any]]:
+        yield 1, (1, 1)
+        await self.go.wait()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class() as exc:
+                own = exc
+        raise own
+
+
+async def test_a_stream_that_lets_a_cancellation_of_its_own_out_has_not_returned() -> None:
+    broker = Cancelling()
+    async with managed() as manager, manager.subscribe(broker.source(on_exhausted="end")) as stream:
+        assert await stream.receive() == 1
+        broker.go.set()
+        with pytest.raises(PollTerminated, match="it was cancelled, and nobody had asked for that"):
+            await stream.receive()
+    assert broker.advanced == [1]
+
+
+@on_asyncio  # for trio wakes tasks in any order
+async def test_what_waited_for_a_subscriber_is_not_given_to_one_that_comes_when_the_upstream_fails() -> None:
+    broker = Broker()
+    broker.blocked[None] = anyio.Event()
+    source = broker.source(advance_retry=None, linger=100)
+    async with managed() as manager:
+        async with manager.subscribe(source) as stream:
+            broker.emit(1)
+            assert await stream.receive() == 1
+        broker.emit(2)
+        await settle()
+        assert broker.pulled == 2
+        broker.refusing[None] = ConnectionError("lost")
+        broker.blocked[None].set()
+        async with manager.subscribe(source) as stream:
+            with pytest.raises(ConnectionError):
+                await stream.receive()

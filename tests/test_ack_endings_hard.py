@@ -274,3 +274,31 @@ async def test_what_hangs_ends_in_time_when_what_surrounds_the_manager_is_cancel
             await go_on(broker)
         assert anyio.current_time() == (1 if place == "stream" else 31)
         assert broker.cancelled == [place]
+
+
+class Malformed(Broker):
+    """Its stream yields something that is no pair, five seconds after its only event."""
+
+    async def play(self) -> AsyncIterator[Any]:
+        try:
+            yield 1, (1, 1)
+            await anyio.sleep(5)
+            yield "no pair"
+        finally:
+            self.log.append("stream closed")
+
+
+@in_virtual_time
+async def test_what_a_stream_yields_while_it_is_only_kept_open_is_not_looked_at() -> None:
+    lines = LogCapture()
+    broker = Malformed()
+    broker.blocked[None] = anyio.Event()
+    async with SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines])) as manager:
+        stream = await manager.subscribe(broker.source()).__aenter__()
+        await take(stream, 1)
+        stream.close()
+        await anyio.sleep(7)
+        assert not broker.log
+        broker.blocked.pop(None).set()
+    assert broker.log == ["stream closed", "closed"]
+    assert not [line for line in lines.entries if line["log_level"] in ("warning", "error")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -177,3 +178,20 @@ def test_when_the_event_loop_has_ended_nothing_that_is_said_or_forgotten_matters
     del pending
     gc.collect()  # what a finaliser raises is an error here
     assert not broker.outcomes
+
+
+async def test_who_has_left_is_not_kept_alive_by_an_upstream_that_goes_on() -> None:
+    broker = Broker()
+
+    async def visit(manager: SharedStreamManager) -> weakref.ref[Any]:
+        async with manager.subscribe(broker.source()) as stream:
+            broker.emit(1)
+            assert await stream.receive() == 1
+        return weakref.ref(stream)
+
+    async with managed() as manager, manager.subscribe(broker.source()) as other:
+        gone = await visit(manager)
+        assert await other.receive() == 1
+        await settle()
+        gc.collect()
+        assert gone() is None

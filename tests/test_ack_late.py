@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,28 @@ async def test_a_timeout_fails_what_was_late_and_touches_neither_what_is_done_no
             pending.ack()
         assert anyio.current_time() == pytest.approx(10.001)
     assert broker.outcomes == {0: ACKED, 1: ACKED, 2: FAILED, 3: FAILED, 4: RELEASED, 5: RELEASED}
+
+
+@in_virtual_time
+async def test_who_iterates_and_finds_several_events_ready_may_be_late_with_the_first() -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source(ack_timeout=10)) as stream:
+        broker.emit(1, 2)
+        await anyio.sleep(50)
+        assert await anext(stream) == 1
+        await anyio.sleep(10.001)
+        with pytest.raises(AckTimeout):
+            await anext(stream)
+    assert broker.outcomes == {1: FAILED, 2: RELEASED}
+
+
+async def test_without_a_timeout_several_events_that_are_ready_are_iterated_over_like_any_others() -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source(ack_timeout=math.inf)) as stream:
+        broker.emit(1, 2)
+        await settle()
+        assert [await anext(stream) for _ in range(2)] == [1, 2]
+    assert broker.outcomes == {1: ACKED, 2: ACKED}
 
 
 LATE: dict[str, Callable[[AckSubscription[Any]], object]] = {

@@ -13,7 +13,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import AckTimeout, Restart, SharedStreamManager
-from tests.ack_support import Broker
+from tests.ack_support import Broker, acknowledgement
 from tests.support import settle
 from tests.virtual_time import in_virtual_time
 
@@ -155,3 +155,42 @@ async def test_a_task_that_advances_says_for_whom() -> None:
         await settle()
         assert "advancing 'orders'" in {task.name for task in anyio.get_running_tasks()}
         broker.blocked[None].set()
+
+
+@in_virtual_time
+async def test_that_there_is_no_room_is_not_told_when_somebody_is_to_blame_for_it(
+    manager: SharedStreamManager, lines: LogCapture
+) -> None:
+    broker = Broker()
+    async with manager, manager.subscribe(broker.source(ack_timeout=10, max_in_flight=1)):
+        broker.emit("first", "second")
+        await anyio.sleep(11)
+    assert [line["event"] for line in lines.entries if line["log_level"] == "warning"] == ["subscriber timed out"]
+
+
+@in_virtual_time
+async def test_that_there_is_no_room_is_not_told_when_all_that_is_wanting_is_a_subscriber(
+    manager: SharedStreamManager, lines: LogCapture
+) -> None:
+    broker = Broker()
+    source = broker.source(ack_timeout=10, linger=100)
+    async with manager:
+        async with manager.subscribe(source):
+            await settle()
+        broker.emit("event")
+        await anyio.sleep(50)
+        assert acknowledgement(manager).waiting
+        async with manager.subscribe(source) as stream:
+            assert await stream.receive() == "event"
+        await manager.stop_all()
+    assert not [line for line in lines.entries if line["log_level"] == "warning"]
+
+
+async def test_that_what_was_deferred_is_acknowledged_is_not_told(manager: SharedStreamManager, lines: LogCapture) -> None:
+    broker = Broker()
+    async with manager, manager.subscribe(broker.source()) as stream:
+        broker.emit("event")
+        assert await stream.receive() == "event"
+        stream.defer().ack()
+    assert broker.advanced == ["event"]
+    assert not [line for line in lines.entries if not line["event"].startswith("group ")]

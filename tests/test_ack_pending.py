@@ -197,7 +197,7 @@ async def test_nobody_defers_more_than_may_be_in_flight_those_of_dead_upstreams_
         await until(lambda: broker.opened == 2)
         broker.emit(1, 2, 3)
         assert await stream.receive_batch(2) == (1, 2)
-        wanted = r"'mine' of 'broker'> has deferred 2 events, and with 2 more exceeds max_in_flight=3"
+        wanted = r"'mine' of 'broker'> has deferred 2 events, and with 2 more exceeds max_in_flight=3: resolve some of them first"
         for _ in range(2):
             with pytest.raises(RuntimeError, match=wanted):
                 stream.defer()

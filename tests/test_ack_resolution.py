@@ -351,3 +351,41 @@ async def test_subscribers_that_join_after_a_publication_are_not_waited_for() ->
         first.fail()
         await settle()
         assert broker.outcomes == {1: ACKED, 2: (0, 1, 1, 0)}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_what_was_taken_is_acknowledged_when_the_reader_has_stopped_at_the_first_of_several_behind_it(size: int) -> None:
+    broker = Broker()
+    taken: dict[Any, Counts] = dict.fromkeys(range(size), ACKED)
+    async with managed() as manager, manager.subscribe(broker.source()) as stream:
+        broker.emit(*range(size))
+        assert [await stream.receive() for _ in range(size)] == list(range(size))
+        broker.emit("next", "last")
+        await settle()
+        assert await stream.receive() == "next"
+        await settle()
+        assert broker.outcomes == taken
+        stream.fail()
+        assert await stream.receive() == "last"
+    assert broker.outcomes == {**taken, "next": FAILED, "last": ACKED}
+
+
+@waiting_ways
+async def test_a_call_that_is_cancelled_acknowledges_though_the_upstream_has_ended_and_more_is_ready(take: Take) -> None:
+    broker = Broker()
+    async with managed() as manager, manager.subscribe(broker.source()) as stream:
+        broker.emit(1)
+        assert await take(stream) == 1
+        broker.emit(2, 3)
+        broker.end()
+        await settle()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await take(stream)
+        assert scope.cancelled_caught
+        with pytest.raises(RuntimeError, match="no current event"):
+            stream.fail()
+        assert [await take(stream) for _ in range(2)] == [2, 3]
+        with pytest.raises(PollTerminated):
+            await take(stream)
+    assert broker.outcomes == dict.fromkeys((1, 2, 3), ACKED)

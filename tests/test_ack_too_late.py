@@ -46,6 +46,35 @@ async def test_after_a_timeout_it_is_ignored_once_and_the_error_comes_with_the_n
     assert broker.outcomes == {1: (0, 1, 0, 1)}
 
 
+@in_virtual_time
+async def test_after_the_time_for_draining_too() -> None:
+    broker, lines = Broker(), LogCapture()
+    manager = SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
+    async with manager, manager.subscribe(broker.source(drain_timeout=5), subscriber_id="mine") as stream:
+        broker.emit(1)
+        await stream.receive()
+        broker.end()
+        await anyio.sleep(6)
+        assert broker.log == ["stream closed", "closed"]
+        stream.reject("malformed")
+        line = {"key": "broker", "subscriber": "mine", "events": 1, "said": "rejected"}
+        assert lines.entries[-1] == {**line, "event": "too late to say", "log_level": "debug"}
+    assert not broker.outcomes
+
+
+@in_virtual_time
+async def test_after_a_timeout_all_that_was_current_is_deferred() -> None:
+    broker = Broker()
+    async with SharedStreamManager() as manager, manager.subscribe(broker.source(ack_timeout=5)) as stream:
+        broker.emit(1, 2)
+        assert await stream.receive_batch(2) == (1, 2)
+        await anyio.sleep(6)
+        pending = stream.defer()
+        assert stream.statistics().events_deferred == 2
+        pending.ack()
+        assert stream.statistics().events_deferred == 0
+
+
 @pytest.mark.parametrize("said", SAYING)
 async def test_after_an_overflow_too(said: str) -> None:
     broker = Broker()

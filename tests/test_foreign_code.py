@@ -125,7 +125,7 @@ class Creator:
 
 @pytest.mark.parametrize("policy", [Fail(), DropOldest(), Block(1)], ids=repr)
 async def test_a_finaliser_may_close_subscriptions_while_one_of_them_gets_its_buffer(
-    policy: Any, monkeypatch: pytest.MonkeyPatch
+    policy: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     feed = Feed()
     streams: list[Any] = []
@@ -141,6 +141,7 @@ async def test_a_finaliser_may_close_subscriptions_while_one_of_them_gets_its_bu
                 stream.receive_nowait()
         assert await streams[2].receive_batch(2) == (1, 2)
         streams[2].close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # nor has anybody overflowed
 
 
 # Loggers.

@@ -179,6 +179,22 @@ async def test_that_a_subscriber_begins_to_miss_events_is_told_once_until_it_has
     assert [(line["key"], line["subscriber"], line["log_level"]) for line in told] == [(feed.key, "me", "warning")] * lines_logged
 
 
+async def test_that_events_are_missed_is_not_told_again_by_those_for_which_there_is_room(lines: LogCapture, logger: Any) -> None:
+    feed = Feed()
+    async with (
+        SharedStreamManager(logger=logger) as manager,
+        manager.subscribe(feed.source, max_buffer_size=2, overflow=DropOldest()) as stream,
+    ):
+        for number in range(3):
+            feed.emit(number)
+            await settle()
+        assert await stream.receive() == 1
+        feed.emit(3)
+        await settle()
+        assert stream.statistics().events_missed == 1
+    assert [line["missed"] for line in lines.entries if line["event"] == "subscriber misses events"] == [1]
+
+
 async def test_a_function_of_a_subscribers_own_that_fails_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:
     feed = Feed()
     async with (

@@ -180,6 +180,31 @@ async def test_a_route_that_is_not_what_it_was_harms_nobody_and_its_subscriber_l
         assert stream.statistics().current_buffer_used == 0
 
 
+class Broken(Fickle):
+    """A route that cannot be hashed any more, once it is broken."""
+
+    broken = False
+
+    def __hash__(self) -> int:
+        if self.broken:
+            raise RouteError
+        return super().__hash__()
+
+
+async def test_a_route_that_cannot_be_hashed_any_more_does_not_keep_its_subscriber_from_leaving() -> None:
+    feed, broken = Feed(), Broken()
+    async with SharedStreamManager() as manager:
+        source = routed(feed, int)
+        everything, stream = await joined(manager, source), await joined(manager, source, routes=[broken])
+        broken.broken = True
+        await stream.aclose()
+        assert len(manager.statistics().groups["feed"].subscriptions) == 1
+        feed.emit(2)
+        assert await everything.receive() == 2
+        await everything.aclose()
+        assert idle(manager)
+
+
 # Through the decorator.
 
 

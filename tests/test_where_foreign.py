@@ -279,3 +279,20 @@ async def test_what_a_stream_would_say_of_itself_is_wrapped_if_a_predicate_says_
         with pytest.raises(SharedStreamError, match=f"a function of this subscriber's own raised {signal.__name__}") as caught:
             await stream.receive()
         assert isinstance(caught.value.__cause__, signal)
+
+
+async def test_a_predicate_is_not_asked_for_a_subscriber_that_another_one_has_closed() -> None:
+    feed = Feed()
+    asked: list[int] = []
+    streams: list[Any] = []
+
+    def close_the_other(_: object) -> bool:
+        streams[1].close()
+        return True
+
+    async with SharedStreamManager() as manager:
+        streams += [await manager.subscribe(feed.source, where=where).__aenter__() for where in (close_the_other, asked.append)]
+        feed.emit(1, 2)
+        assert await streams[0].receive_batch(2) == (1, 2)
+        assert not asked
+        await streams[0].aclose()
