@@ -167,6 +167,8 @@ class Resyncing(_Bounded[T_co]):
             self._lost = True
             self._unreported = not self._gaps
             self._drop_everything()
+            if self._closed:
+                return True  # by a finaliser of what was dropped
             self._lose(len(events))
             self._recount()
         else:

@@ -181,7 +181,7 @@ class Upstream(Stateful, ABC):
             self.publisher.flush()
             self.timers.closed()
             epoch.over = epoch.left = True
-            if not epoch.decided and not (cancelled and epoch.nothing_wrong(error)):
+            if not epoch.decided and not cancelled:  # else it cannot be opened again
                 self._decide(epoch, error)
             if self.hung or (epoch.delay is not None and not self.evicted):
                 self._settle(epoch, error, surroundings_cancelled=cancelled)
@@ -227,6 +227,7 @@ class Upstream(Stateful, ABC):
         epoch.over = epoch.settled = True
         if surroundings_cancelled and epoch.nothing_wrong(error):
             self._requested = True  # what surrounds the manager ends everything in it
+            epoch.failed = False  # it was to be seen whether it had
         if not epoch.decided:
             self._decide(epoch, error)
         if self._requested:

@@ -195,3 +195,10 @@ async def test_who_has_left_is_not_kept_alive_by_an_upstream_that_goes_on() -> N
         await settle()
         gc.collect()
         assert gone() is None
+
+
+def test_one_that_was_made_wrongly_goes_without_a_word() -> None:
+    make: Any = Pending
+    with pytest.raises(TypeError):
+        make()
+    gc.collect()  # what its finaliser raises fails this test

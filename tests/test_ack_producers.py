@@ -18,13 +18,15 @@ from anyio_sharedstream import (
     AckSource,
     AdvanceItem,
     AdvanceOutcome,
+    PollTerminated,
     Restart,
     SharedStreamManager,
     SharedStreamProducer,
 )
-from tests.ack_support import Broker
+from tests.ack_support import Broker, finish
 from tests.support import idle, settle, until
 from tests.sweep import managed
+from tests.trigger_support import cancellation
 from tests.virtual_time import in_virtual_time
 
 
@@ -225,6 +227,79 @@ async def test_what_closing_a_producer_raises_is_reported_and_nobodys_concern() 
 
 
 CONTEXT: ContextVar[str] = ContextVar("CONTEXT", default="the manager's")
+
+
+class Slow(Broker):
+    """Takes its time to close its producer."""
+
+    closed_at = 0.0
+
+    def _create(self) -> SharedStreamProducer[Any, Any]:
+        producer: Any = super()._create()
+        producer.aclose = self._aclose
+        return producer  # type: ignore[no-any-return]
+
+    async def _aclose(self) -> None:
+        await anyio.sleep(50)
+        self.closed_at = anyio.current_time()
+
+
+@in_virtual_time
+async def test_closing_a_producer_takes_as_long_as_it_takes_while_nothing_is_cancelled() -> None:
+    broker = Slow()
+    async with managed() as manager:
+        async with manager.subscribe(broker.source(drain_timeout=1)):
+            await settle()
+        assert broker.closed_at == 50
+
+
+@in_virtual_time
+@pytest.mark.parametrize("stops", [True, False], ids=["stopped", "failed"])
+async def test_what_a_stream_raises_is_told_once_whether_it_was_the_reason_or_came_of_the_end(stops: bool) -> None:
+    lines = LogCapture()
+    error = ValueError("broken")
+
+    class Failing(Broker):
+        async def play(self) -> AsyncIterator[tuple[Any, Any]]:
+            try:
+                yield 0, (0, 0)
+                await anyio.sleep(1)
+            finally:
+                raise error
+
+    logger: Any = structlog.wrap_logger(None, processors=[lines])
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(Failing().source()) as stream:
+        assert await stream.receive() == 0
+        finish(stream)
+        if stops:
+            await manager.stop("broker")
+        with pytest.raises(anyio.EndOfStream if stops else ValueError):
+            await stream.receive()
+    told = [(line["event"], line["exc_info"]) for line in lines.entries if line["log_level"] in ("warning", "error")]
+    assert told == [("clean-up failed" if stops else "poll failed", error)]
+
+
+async def test_a_cancellation_out_of_nowhere_is_no_return_of_the_stream() -> None:
+    broker = Broker()
+    broker.fail(await cancellation())
+    async with managed() as manager, manager.subscribe(broker.source(on_exhausted="end")) as stream:
+        with pytest.raises(PollTerminated, match="it was cancelled, and nobody had asked for that"):
+            await stream.receive()
+
+
+async def test_a_stream_that_cannot_be_opened_and_will_not_be_again_is_not_about_to_be_restarted() -> None:
+    class Broken(Broker):
+        def play(self) -> AsyncIterator[tuple[Any, Any]]:
+            raise ValueError("broken")
+
+    lines = LogCapture()
+    logger: Any = structlog.wrap_logger(None, processors=[lines])
+    source = Broken().source(restart=Restart(on=OSError))
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(source) as stream:
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+    states = [line["event"] for line in lines.entries if line["event"].startswith("group ")]
+    assert states == ["group started", "group opening", "group closing", "group stopped"]
 
 
 async def test_a_producer_is_created_once_for_each_opening_in_the_managers_context() -> None:

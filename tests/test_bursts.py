@@ -161,6 +161,47 @@ async def test_one_turn_is_accepted_by_whoever_was_caught_up_and_the_bound_count
                 assert isinstance(terminal, SubscriberOverflow)
 
 
+async def test_a_turn_that_joiners_have_published_in_parts_is_accepted_like_any_other() -> None:
+    go, again = anyio.Event(), anyio.Event()
+
+    async def source() -> AsyncGenerator[int, None]:
+        await go.wait()
+        for number in range(9):
+            if number in (2, 5):
+                async with manager.subscribe(shared):  # publishes what was yielded so far
+                    pass
+            yield number
+        await again.wait()
+        yield 9
+        await anyio.sleep_forever()
+
+    shared = SharedSource(key="feed", open=source)
+    async with managed() as manager, manager.subscribe(shared, max_buffer_size=1) as stream:
+        await settle(5)
+        go.set()
+        await settle(5)
+        assert stream.statistics().current_buffer_used == 9
+        again.set()  # this is another turn, for which there is no room
+        await settle(5)
+        assert isinstance(drain(stream)[1], SubscriberOverflow)
+
+
+async def test_a_joiner_in_each_turn_of_the_source_takes_no_turn_from_a_reader_of_a_buffer_of_one_event() -> None:
+    """Who was woken by such a publication has run, too, before the source goes on after its suspension."""
+
+    async def source() -> AsyncGenerator[int, None]:
+        numbers = count()
+        while True:
+            yield next(numbers)
+            async with manager.subscribe(shared):
+                pass
+            await checkpoint()
+
+    shared = SharedSource(key="feed", open=source)
+    async with managed() as manager, manager.subscribe(shared, max_buffer_size=1) as stream:
+        assert [await stream.receive() for _ in range(100)] == list(range(100))
+
+
 @pytest.mark.parametrize("bound", BOUNDS)
 async def test_an_idle_subscriber_overflows_alone_on_one_event_more_than_its_bound(bound: int) -> None:
     feed = Feed()

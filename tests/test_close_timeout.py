@@ -12,7 +12,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import Fold, Gap, Restart, SharedSource, SharedStreamManager, Subscription, UpstreamSilent
+from anyio_sharedstream import Fold, Gap, PollTerminated, Restart, SharedSource, SharedStreamManager, Subscription, UpstreamSilent
 from tests.support import Feed, idle, settle
 from tests.sweep import Reader, RunFeed, drain, nothing_left
 from tests.virtual_time import in_virtual_time
@@ -369,3 +369,50 @@ async def test_an_interrupt_that_comes_late_leaves_the_manager(restart: Restart 
     with pytest.raises(KeyboardInterrupt):
         await main()
     assert anyio.current_time() == 50
+
+
+@in_virtual_time
+@pytest.mark.parametrize("restart", [None, Restart(on=OSError)], ids=["no restart", "another restart"])
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()], ids=["returned", "failed"])
+async def test_an_end_that_no_restart_follows_is_told_when_the_clean_up_has_taken_too_long(
+    error: Exception | None, restart: Restart | None
+) -> None:
+    feed, log = Stuck(50), Logged()
+    async with log.manager() as manager, manager.subscribe(feed.asking_for(close_timeout=3, restart=restart)) as stream:
+        await anyio.sleep(1)
+        if error is None:
+            feed.end()
+        else:
+            feed.fail(error)
+        with pytest.raises(PollTerminated if error is None else ZeroDivisionError):
+            await stream.receive()
+        assert anyio.current_time() == 4
+        assert len(feed.opened_at) == 1
+    assert log.said() == [LATE, "poll failed"]
+
+
+@in_virtual_time
+async def test_an_upstream_that_failed_and_is_stopped_in_its_clean_up_had_failed_by_itself() -> None:
+    feed, log = Stuck(50), Logged()
+    async with log.manager() as manager, manager.subscribe(feed.asking_for(restart=IN_A_SECOND)) as stream:
+        feed.fail(ZeroDivisionError())
+        await anyio.sleep(1)
+        await manager.stop("stuck")
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+    assert log.said() == ["poll failed"]
+
+
+@in_virtual_time
+async def test_what_is_cancelled_with_all_around_it_while_an_earlier_one_hangs_has_not_failed() -> None:
+    feed = Stuck(50)
+    with anyio.CancelScope() as scope:
+        async with SharedStreamManager() as manager:
+            stream = await manager.subscribe(feed.asking_for(close_timeout=3, restart=IN_A_SECOND)).__aenter__()
+            feed.fail(ZeroDivisionError())
+            await anyio.sleep(10)
+            assert len(feed.opened_at) == 2
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(10)
+    assert isinstance(drain(stream)[1], anyio.EndOfStream)

@@ -386,3 +386,17 @@ async def test_only_the_first_opening_of_a_group_waits_for_a_cohort() -> None:
         async with manager.subscribe(source) as stream:
             assert await stream.receive() == "first"
     assert feed.opened_at == [5, 7, 12]
+
+
+async def test_who_comes_when_a_cohort_gives_up_waits_for_nothing_that_it_had_waited_for() -> None:
+    feed = Feed()
+    async with managed(feed) as manager:
+        first = await manager.subscribe(feed.source).__aenter__()
+        await settle()
+        first.close()
+        second = await manager.subscribe(feed.asking_for(min_subscribers=2)).__aenter__()
+        await settle()
+        second.close()
+        async with manager.subscribe(feed.source) as third:
+            feed.emit("event")
+            assert await third.receive() == "event"

@@ -311,7 +311,15 @@ async def test_a_stopped_subscriber_still_gets_what_was_gathered() -> None:
 # Receiving.
 
 
-@pytest.mark.parametrize("receive", [Subscription.receive, Subscription.__anext__, lambda stream: stream.receive_batch(1)])
+@pytest.mark.parametrize(
+    "receive",
+    [
+        Subscription.receive,
+        Subscription.__anext__,
+        lambda stream: stream.receive_batch(1),
+        lambda stream: anext(stream.batches(1)),
+    ],
+)
 async def test_a_reader_counts_as_receiving_until_it_has_resumed(receive: Any) -> None:
     refusals: list[str] = []
     taken: list[Any] = []

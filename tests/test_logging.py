@@ -13,7 +13,17 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from anyio_sharedstream import DropNewest, DropOldest, Latest, Restart, SharedSource, SharedStreamManager, SubscriberOverflow
+from anyio_sharedstream import (
+    DropNewest,
+    DropOldest,
+    Fold,
+    Latest,
+    Restart,
+    SharedSource,
+    SharedStreamManager,
+    SubscriberOverflow,
+)
+from tests.policies_support import publish
 from tests.support import Feed, idle, settle, until
 from tests.virtual_time import in_virtual_time
 
@@ -193,6 +203,37 @@ async def test_that_events_are_missed_is_not_told_again_by_those_for_which_there
         await settle()
         assert stream.statistics().events_missed == 1
     assert [line["missed"] for line in lines.entries if line["event"] == "subscriber misses events"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("policy", "gaps", "lines_logged"),
+    [(DropOldest(), False, [("me", 2)]), (DropOldest(), True, []), (Latest(), False, []), (Latest(), True, [])],
+)
+async def test_that_events_are_missed_behind_a_replay_is_told_where_nothing_else_tells(
+    lines: LogCapture, logger: Any, policy: Any, gaps: Any, lines_logged: list[tuple[str, int]]
+) -> None:
+    feed = Feed()
+    source = feed.asking_for(replay=1)
+    asked: Any = {"subscriber_id": "me", "max_buffer_size": 1, "overflow": policy, "gaps": gaps}
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(source):
+        await publish(feed, 0)
+        async with manager.subscribe(source, **asked):
+            await publish(feed, 1, 2, 3)
+    told = [line for line in lines.entries if line["event"] == "subscriber misses events"]
+    assert [(line["subscriber"], line["missed"]) for line in told] == lines_logged
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+async def test_that_one_that_wants_snapshots_misses_events_is_told_unless_a_gap_tells(
+    lines: LogCapture, logger: Any, gaps: Any
+) -> None:
+    feed = Feed()
+    source = feed.asking_for(fold=Fold(0, lambda state, event: state + 1))
+    asked: Any = {"max_buffer_size": 1, "overflow": DropOldest(), "snapshot": True, "gaps": gaps}
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(source, **asked):
+        await publish(feed, 1, 2, 3)
+    told = [line["missed"] for line in lines.entries if line["event"] == "subscriber misses events"]
+    assert told == ([] if gaps else [2])
 
 
 async def test_a_function_of_a_subscribers_own_that_fails_is_told_with_its_exception(lines: LogCapture, logger: Any) -> None:

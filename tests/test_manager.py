@@ -14,6 +14,7 @@ import pytest
 from anyio_sharedstream import (
     DEFAULT_MAX_BUFFER_SIZE,
     PollTerminated,
+    Restart,
     SharedSource,
     SharedStreamError,
     SharedStreamManager,
@@ -22,6 +23,7 @@ from anyio_sharedstream import (
 )
 from tests.conftest import BACKENDS
 from tests.support import Feed, idle, settle, until
+from tests.sweep import drain
 
 # Its life.
 
@@ -381,3 +383,38 @@ async def test_tasks_that_are_cancelled_natively_at_any_step_leave_nothing(steps
     assert feed.opened == feed.closed
     with pytest.raises((PollTerminated, anyio.EndOfStream)):
         await streams[0].receive()
+
+
+async def cancelled_around(source: SharedSource[Any]) -> BaseException | None:
+    """Cancel all around a manager; gives what a subscriber is told.
+
+    The body gives way later, for on its way out it would stop everything.
+    """
+    with anyio.CancelScope() as scope:
+        async with SharedStreamManager() as manager:
+            stream = await manager.subscribe(source).__aenter__()
+            await settle()
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await until(lambda: idle(manager))
+    return drain(stream)[1]
+
+
+async def test_a_failure_of_an_upstream_that_is_cancelled_with_all_around_it_is_told() -> None:
+    error = ValueError("broken")
+
+    async def source() -> AsyncGenerator[str, None]:
+        try:
+            yield "event"
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    assert type(await cancelled_around(SharedSource(key="feed", open=source))) is ValueError
+
+
+async def test_nobody_is_asked_whether_to_restart_what_was_cancelled_with_all_around_it() -> None:
+    asked: list[Exception] = []
+    source = Feed().asking_for(restart=Restart(on=asked.append))
+    assert type(await cancelled_around(source)) is anyio.EndOfStream
+    assert not asked

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import (
     Conflate,
@@ -105,6 +106,22 @@ async def test_who_has_taken_everything_accepts_a_whole_turn(policy: Any) -> Non
         await settle()
         assert stream.statistics().current_buffer_used == 64
         assert drain(stream) == ([*range(1, 65)], None)
+
+
+@pytest.mark.parametrize("policy", [DropOldest(), DropNewest()], ids=str)
+@pytest.mark.parametrize("suspensions", range(4))
+async def test_the_first_turn_of_all_is_accepted_whole_whenever_it_comes(suspensions: int, policy: Any) -> None:
+    async def source() -> AsyncIterator[int]:
+        for _ in range(suspensions):
+            await checkpoint()
+        for number in range(5):
+            yield number
+        await anyio.sleep_forever()
+
+    asked: Any = {"overflow": policy, "max_buffer_size": 2}
+    async with managed() as manager, manager.subscribe(SharedSource(key="feed", open=source), **asked) as stream:
+        await settle()
+        assert drain(stream) == ([0, 1, 2, 3, 4], None)
 
 
 @pytest.mark.parametrize(

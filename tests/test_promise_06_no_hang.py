@@ -408,6 +408,7 @@ async def test_a_native_cancellation_of_the_librarys_own_tasks_ends_the_subscrib
         ((events, terminal),) = received
         assert set(events) <= {"event"}
         assert isinstance(terminal, PollTerminated)
+        assert terminal.reason == "it was cancelled, and nobody had asked for that"
         await until(lambda: idle(manager))
 
 

@@ -327,6 +327,24 @@ async def test_a_predicate_that_closes_its_own_subscription_in_the_replay_leaves
         assert idle(manager)
 
 
+async def test_a_predicate_that_closes_everybody_in_the_replay_makes_its_subscriber_the_last_who_waits() -> None:
+    feed = Feed()
+    source = feed.asking_for(replay=1)
+
+    def leaves(event: int) -> bool:
+        other.close()
+        stream.close()
+        return True
+
+    async with managed(feed) as manager:
+        other = await manager.subscribe(source).__aenter__()
+        await publish(feed, 0)
+        stream = manager.subscribe(source, where=leaves)
+        async with stream:
+            assert feed.closed == 0
+        assert feed.closed == 1
+
+
 async def test_a_predicate_may_close_another_and_subscribe_in_the_replay() -> None:
     feed = Feed()
     source = feed.asking_for(replay=3)
@@ -366,6 +384,17 @@ async def test_who_asks_for_a_snapshot_gets_no_replay(policy: Any) -> None:
 
 
 @in_virtual_time
+async def test_what_is_replayed_to_one_that_wants_the_newest_alone_gives_way_to_the_next_event() -> None:
+    feed = Feed()
+    source = feed.asking_for(replay=3)
+    async with managed(feed) as manager, manager.subscribe(source):
+        await publish(feed, 1, 2)
+        async with manager.subscribe(source, overflow=Latest()) as stream:
+            await publish(feed, 3)
+            assert await stream.receive() == 3
+            assert stream.statistics().current_buffer_used == 0
+
+
 async def test_a_restart_begins_the_replay_anew() -> None:
     feed, close = Feed(), anyio.Event()
 

@@ -12,8 +12,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import Fold, PollTerminated, Restart, SharedSource, SharedStreamManager
-from tests.support import idle, settle, until
+from anyio_sharedstream import AckSource, Fold, PollTerminated, Restart, SharedSource, SharedStreamManager
+from tests.support import Feed, idle, settle, until
 from tests.sweep import Reader, drain, managed
 from tests.trigger_support import cancellation
 from tests.virtual_time import in_virtual_time
@@ -329,6 +329,56 @@ async def test_the_final_error_is_the_original_and_everyone_has_a_copy() -> None
             assert "lose" in [entry.name for entry in caught.traceback]
             errors.append(caught.value)
         assert errors[0] is not errors[1]
+
+
+async def test_a_predicate_is_told_of_which_key_an_upstream_has_terminated() -> None:
+    seen: list[Any] = []
+    feed = Feed()
+    feed.fail(anyio.EndOfStream())
+    source = feed.asking_for(restart=Restart(on=seen.append))
+    async with managed(feed) as manager, manager.subscribe(source) as stream:
+        with pytest.raises(PollTerminated) as caught:
+            await stream.receive()
+    assert [error.key for error in (*seen, caught.value)] == ["feed", "feed"]
+
+
+class SlowToClose:
+    """An iterator that fails at once, and takes five seconds to close."""
+
+    def __aiter__(self) -> SlowToClose:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise ZeroDivisionError
+
+    async def aclose(self) -> None:
+        await anyio.sleep(5)
+
+    # A producer, too.
+
+    open_stream = __aiter__
+
+    async def advance(self, batch: object) -> None:
+        """Nothing is ever advanced."""
+
+
+NEVER_AFTER_THIS = Restart(on=OSError)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        SharedSource(key="feed", open=SlowToClose, restart=NEVER_AFTER_THIS),
+        AckSource("feed", SlowToClose, restart=NEVER_AFTER_THIS),
+    ],
+    ids=["plain", "acknowledged"],
+)
+@in_virtual_time
+async def test_a_failure_that_no_restart_follows_frees_the_key_before_the_clean_up_begins(source: Any) -> None:
+    async with managed() as manager, manager.subscribe(source):
+        await anyio.sleep(1)
+        assert not manager.statistics().groups
+        assert [group.state for group in manager.statistics().closing] == ["closing"]
 
 
 async def test_a_predicate_that_fails_has_the_last_word() -> None:

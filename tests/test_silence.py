@@ -350,3 +350,13 @@ async def test_the_key_is_free_at_once_and_subscribers_are_told_when_it_has_clos
                 await stream.receive()
             feed.emit("event")
             assert await fresh.receive() == "event"
+
+
+@in_virtual_time
+async def test_one_that_keeps_all_other_times_as_well_is_silent_all_the_same() -> None:
+    feed = Feed()
+    source = feed.asking_for(cohort_grace=1, silence_timeout=3, close_timeout=5)
+    async with managed(feed) as manager, manager.subscribe(source) as stream:
+        with pytest.raises(UpstreamSilent):
+            await stream.receive()
+        assert anyio.current_time() == 4

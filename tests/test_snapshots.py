@@ -132,6 +132,31 @@ async def test_the_last_state_is_there_too_if_the_upstream_might_have_been_resta
 
 
 @lossy
+async def test_who_came_after_the_failure_of_an_upstream_that_is_not_restarted_gets_no_state(policy: Any) -> None:
+    feed, close = Feed(), anyio.Event()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[AsyncIterable[Any]]:
+        try:
+            yield feed.source.open()  # type: ignore[misc]
+        finally:
+            with anyio.CancelScope(shield=True):
+                await close.wait()
+
+    source = SharedSource(key="feed", open=opened, fold=HISTORY, restart=Restart(on=OSError))
+    asked: Any = {"overflow": policy, "snapshot": True}
+    async with managed(feed) as manager, manager.subscribe(source, **asked):
+        await publish(feed, 1)
+        feed.fail(ZeroDivisionError())
+        await settle()
+        async with manager.subscribe(source, **asked) as stream:
+            close.set()
+            await settle()
+            items, terminal = drain(stream)
+            assert (items, type(terminal)) == ([], ZeroDivisionError)
+
+
+@lossy
 async def test_a_batch_may_begin_with_the_gap_and_go_on_after_the_state(policy: Any) -> None:
     async with behind(policy, gaps=True) as (feed, stream):
         await publish(feed, 3, 4)
@@ -166,6 +191,26 @@ async def test_a_state_that_nobody_has_seen_gives_way_to_the_gap_and_the_next_st
     async with managed(feed) as manager, manager.subscribe(source, overflow=policy, gaps=True, snapshot=True) as stream:
         await settle()
         await restart(feed)
+        await restart(feed)
+        assert drain(stream) == ([RESTARTED, Snapshot(())], None)
+
+
+@lossy
+async def test_a_gap_that_was_not_received_is_part_of_the_next_one(policy: Any) -> None:
+    async with behind(policy, gaps=True) as (feed, stream):
+        drain(stream)
+        await restart(feed)
+        await publish(feed, 1, 2, 3, 4)
+        assert stream.receive_nowait() == RESTARTED  # the gap for the events and the state are behind it
+        await publish(feed, 5, 6, 7, 8)
+        assert drain(stream) == ([missing(8), Snapshot((1, 2, 3, 4, 5, 6, 7, 8))], None)
+
+
+@lossy
+async def test_a_restart_also_makes_a_state_obsolete_of_which_only_the_gap_was_received(policy: Any) -> None:
+    async with behind(policy, gaps=True) as (feed, stream):
+        await publish(feed, 3, 4)
+        assert stream.receive_nowait() == missing(stream.statistics().events_missed)
         await restart(feed)
         assert drain(stream) == ([RESTARTED, Snapshot(())], None)
 

@@ -171,6 +171,11 @@ async def test_a_callable_that_is_no_function_may_be_decorated() -> None:
     assert await first_event(shared_source(functools.partial(numbers, "BTC"))()) == 0
 
 
+def test_the_key_of_a_callable_without_a_name_shows_the_callable() -> None:
+    function = functools.partial(numbers, "BTC")
+    assert repr(shared_source(function)().key).startswith(repr(function))
+
+
 async def a_coroutine_function() -> None:
     """Not a source: it gives nothing to iterate over."""
 
@@ -425,6 +430,30 @@ async def test_an_iterator_that_is_no_iterable_of_its_own_is_closed_before_what_
 
     assert await first_event(SharedSource(key="feed", open=Given)) == 0
     assert order == ["iterator", "iterable"]
+
+
+async def test_a_generator_that_a_context_manager_gives_is_closed_before_that_is_left() -> None:
+    """Also one that rests at a yield, and knows nothing of what has gone wrong."""
+    order: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[AsyncIterator[int]]:
+        try:
+            yield given()
+        finally:
+            order.append("context manager")
+
+    async def given() -> AsyncGenerator[int, None]:
+        try:
+            yield 0
+        finally:
+            order.append("generator")
+
+    source = SharedSource(key="feed", open=opened, route_by=lambda event: 1 / event)
+    async with SharedStreamManager() as manager, manager.subscribe(source) as stream:
+        with pytest.raises(ZeroDivisionError):
+            await stream.receive()
+    assert order == ["generator", "context manager"]
 
 
 @pytest.mark.parametrize("kind", [Watched.iterator, Watched.iterable], ids=["iterator", "iterable"])

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from anyio_sharedstream import DEFAULT_MAX_BUFFER_SIZE, SharedSource, SharedStreamManager, SubscriptionStatistics
-from tests.support import Feed, settle, until
+from tests.support import Feed, idle, settle, until
 from tests.test_promise_02_a_key_is_present_only_while_its_group_accepts import slow_clean_up
 
 
@@ -117,6 +117,16 @@ async def test_subscribers_of_a_failed_upstream_are_seen_until_they_are_told() -
             await stream.receive()
 
 
+async def test_a_subscriber_that_is_told_why_nothing_was_opened_sees_nothing_of_the_group_any_more() -> None:
+    def broken() -> Any:
+        raise ValueError("broken")
+
+    async with SharedStreamManager() as manager, manager.subscribe(SharedSource(key="feed", open=broken)) as stream:
+        with pytest.raises(ValueError, match="broken"):
+            await stream.receive()
+        assert idle(manager)
+
+
 async def test_a_group_lists_its_subscribers_in_the_order_in_which_they_joined() -> None:
     feed = Feed()
     async with (
@@ -204,6 +214,16 @@ async def test_the_peak_counts_the_single_events_of_a_reader_that_keeps_up() -> 
         feed.emit(1)
         await until(lambda: stream.statistics().events_received)
         assert stream.statistics().peak_buffer_used == 1
+
+
+async def test_the_peak_counts_what_a_waiting_reader_has_chosen() -> None:
+    feed = Feed()
+    async with SharedStreamManager() as manager, manager.subscribe(feed.source, where=lambda event: event > 1) as stream:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.receive)
+            await settle()
+            feed.emit(1, 2, 3)
+        assert stream.statistics().peak_buffer_used == 2
 
 
 async def test_a_subscription_that_has_ended_counts_what_it_has_yet_to_give() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from types import coroutine
 from typing import Any, NoReturn
 
 import pytest
@@ -89,6 +90,17 @@ def test_what_raises_at_once_does_not_suspend_and_publishes_nothing() -> None:
         next(step.__await__())
     assert not step.suspended
     assert watch.calls == 0
+
+
+def test_a_generator_that_may_be_awaited_is_one_without_an_await_of_its_own() -> None:
+    @coroutine
+    def waits() -> Generator[str, None, str]:
+        yield "signal"
+        return "result"
+
+    generator = Step[str](waits(), Watch()).__await__()
+    assert next(generator) == "signal"
+    assert result_of(next, generator) == "result"
 
 
 def test_it_publishes_once_and_before_the_first_suspension() -> None:
