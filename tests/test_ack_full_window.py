@@ -86,6 +86,31 @@ async def test_of_several_only_those_at_the_oldest_event_fail() -> None:
 
 
 @in_virtual_time
+async def test_who_chooses_and_stands_behind_the_oldest_event_or_was_given_nothing_holds_nobody_up() -> None:
+    broker = Broker()
+    broker.blocked[None] = anyio.Event()
+    source = broker.source(ack_timeout=10, max_in_flight=4)
+    async with (
+        managed() as manager,
+        manager.subscribe(source) as first,
+        manager.subscribe(source, where=lambda event: event > 1) as behind,
+        manager.subscribe(source, where=lambda event: False) as without,
+    ):
+        for events in ((0, 1), (2, 3)):  # two publications
+            broker.emit(*events)
+            await settle()
+        await anyio.sleep_until(11)
+        assert isinstance(drain(first)[1], AckTimeout)
+        assert drain(behind) == ([2, 3], None)
+        # Now everybody is done with everything, and it is the commits that fill the window.
+        await anyio.sleep_until(35)
+        assert drain(behind) == drain(without) == ([], None)
+        broker.blocked.pop(None).set()
+        await settle()
+        assert broker.outcomes == dict.fromkeys(range(4), (2, 0, 0, 1))
+
+
+@in_virtual_time
 async def test_a_window_that_is_full_of_hung_commits_is_no_subscribers_fault_and_is_told_of() -> None:
     lines = LogCapture()
     broker = Broker()

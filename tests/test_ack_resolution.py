@@ -18,6 +18,7 @@ from anyio_sharedstream import (
 from tests.ack_support import ACKED, FAILED, RELEASED, Broker, Counts
 from tests.support import settle, until
 from tests.sweep import managed
+from tests.virtual_time import in_virtual_time
 
 AT_ONCE = Restart(initial_delay=0, jitter=0)
 
@@ -162,6 +163,53 @@ async def test_a_call_that_is_refused_for_another_task_is_receiving_acknowledges
                 stream.receive_nowait()
             await settle()
             assert broker.outcomes == {1: (1, 1, 0, 0)}
+
+
+@ways
+@pytest.mark.parametrize("read", WAITING)
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_reader_counts_as_receiving_until_it_has_resumed(read: Take, take: Take, size: int) -> None:
+    broker = Broker()
+    got: list[int] = []
+    refused: list[int] = []
+    async with managed() as manager, anyio.create_task_group() as tasks, manager.subscribe(broker.source()) as stream:
+
+        def refuse(event: int) -> bool:
+            with pytest.raises(anyio.BusyResourceError):
+                take(stream).send(None)  # its first step, for nothing is awaited here
+            refused.append(event)
+            return True
+
+        async with manager.subscribe(broker.source(), where=refuse):
+
+            async def run() -> None:
+                got.append(await read(stream))
+
+            tasks.start_soon(run)
+            await settle()
+            refuse(0)
+            broker.emit(*range(1, size + 1))
+            await until(lambda: bool(got))
+    assert got == [1]
+    assert refused == list(range(size + 1))
+
+
+@in_virtual_time
+async def test_who_has_taken_a_whole_publication_in_which_another_stands_is_not_waited_for() -> None:
+    broker = Broker()
+    source = broker.source()
+    async with managed() as manager, manager.subscribe(source) as slow, manager.subscribe(source) as fast:
+        broker.emit(1, 2)
+        await settle()
+        assert [await slow.receive() for _ in range(2)] == [1, 2]
+        await settle()
+        assert not broker.outcomes
+        assert await fast.receive_batch(2) == (1, 2)
+        with pytest.raises(anyio.WouldBlock):
+            fast.receive_nowait()
+        await settle()
+        assert broker.outcomes == {1: (2, 0, 0, 0)}
+        assert slow.statistics().events_current == 1
 
 
 async def test_a_batch_size_that_is_none_acknowledges_nothing() -> None:

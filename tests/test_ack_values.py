@@ -224,6 +224,7 @@ def acknowledgement(manager: SharedStreamManager) -> AckStatistics:
 
 def numbers(told: AckStatistics) -> dict[str, int]:
     """Those that are not zero, without the bound."""
+    assert isinstance(told.waiting, bool)
     names = ("in_flight", "waiting", "deferred", "lanes", "advancing", "retrying", "events_advanced")
     return {name: int(getattr(told, name)) for name in names if getattr(told, name)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -226,7 +227,7 @@ def test_a_deadlock_says_where_a_source_and_its_subscriber_wait(backend: str) ->
 def test_a_partial_is_named_after_its_function(backend: str) -> None:
     deadlock = report(partial(partial(anyio.sleep_forever)), backend)
     assert [task.name for task in deadlock.waiting] == ["sleep_forever"]
-    assert "anyio_sharedstream" not in deadlock.waiting[0].where
+    assert f"anyio_sharedstream{os.sep}" not in deadlock.waiting[0].where  # which may be a part of any directory's name
 
 
 @on_both
