@@ -154,16 +154,15 @@ class Publisher:
         """The upstream has failed, and may be opened again."""
         self.history.running = False
         marked = self._marked()
-        self._bereft = dict.fromkeys(marked)
+        self._bereft = dict.fromkeys(reversed(marked))  # taken from the end
         for mailbox in marked:
             mailbox._state_ends()
 
     def interrupt(self) -> None:
         """The upstream will be opened again: say so to those who were there when it failed, and want to know."""
-        for mailbox in list(self._bereft):
-            if mailbox in self._bereft:
-                mailbox._interrupted()
-        self._bereft = {}
+        while self._bereft:
+            mailbox, _ = self._bereft.popitem()  # one by one, for finalisers may close others on the way
+            mailbox._interrupted()
 
     # Publishing.
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from contextvars import ContextVar
-from itertools import count
 from typing import Literal
 
 import anyio
@@ -26,8 +25,10 @@ async def lesson_06_a_slow_consumer_is_bounded_told_and_alone() -> None:
     """The others have a bound so large that being left waiting for a while does not make them slow."""
 
     async def play() -> AsyncGenerator[int, None]:
-        for n in count():
+        n = 0
+        while True:
             yield n
+            n += 1
             await checkpoint()
 
     async def read_slowly() -> None:
@@ -100,8 +101,8 @@ async def lesson_12_generators_are_finalised_in_the_task_that_ran_them() -> None
         began.append(anyio.get_current_task().id)
         try:
             with anyio.CancelScope():
-                for n in count():
-                    yield n
+                while True:
+                    yield 1
                     await dawdle()
         finally:
             with anyio.CancelScope(shield=True):

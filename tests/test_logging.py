@@ -279,9 +279,6 @@ async def test_what_is_iterated_over_is_closed_beside_what_makes_the_iterator(li
     closed: list[str] = []
 
     class Iterator:
-        def __aiter__(self) -> Iterator:
-            return self
-
         async def __anext__(self) -> str:
             raise ValueError("broken")
 
@@ -296,7 +293,9 @@ async def test_what_is_iterated_over_is_closed_beside_what_makes_the_iterator(li
         async def aclose(self) -> None:
             closed.append("source")
 
-    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(SharedSource(key="feed", open=Source)) as stream:
+    opened: Any = Source
+    source: SharedSource[str] = SharedSource(key="feed", open=opened)
+    async with SharedStreamManager(logger=logger) as manager, manager.subscribe(source) as stream:
         with pytest.raises(ValueError, match="broken"):
             await stream.receive()
     assert closed == ["iterator", "source"]

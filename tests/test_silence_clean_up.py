@@ -21,8 +21,8 @@ class Halt(KeyboardInterrupt):
 def source(acknowledged: bool, error: BaseException) -> SharedSource[Any]:
     async def play() -> AsyncIterator[Any]:
         try:
+            yield (1, "payload") if acknowledged else 1
             await anyio.sleep_forever()
-            yield
         finally:
             raise error
 
@@ -30,7 +30,7 @@ def source(acknowledged: bool, error: BaseException) -> SharedSource[Any]:
         open_stream = staticmethod(play)
 
         async def advance(self, batch: Any) -> None:
-            """Nothing is published."""
+            """The broker does not mind."""
 
     create: Any = Producer
     if acknowledged:
@@ -44,6 +44,7 @@ async def test_what_the_clean_up_of_a_silent_stream_raises_is_reported(acknowled
     lines, error = LogCapture(), ValueError("cannot be closed")
     manager = SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
     async with manager, manager.subscribe(source(acknowledged, error)) as stream:
+        assert await stream.receive() == 1
         with pytest.raises(UpstreamSilent):
             await stream.receive()
     assert [line["exc_info"] for line in lines.entries if line["event"] == "clean-up failed"] == [error]
@@ -54,9 +55,9 @@ async def test_what_the_clean_up_of_a_silent_stream_raises_is_reported(acknowled
 async def test_an_interrupt_in_the_clean_up_of_a_silent_stream_leaves_the_manager(acknowledged: bool) -> None:
     async def program() -> None:
         async with SharedStreamManager() as manager, manager.subscribe(source(acknowledged, Halt())) as stream:
+            assert await stream.receive() == 1
             with pytest.raises(UpstreamSilent):
                 await stream.receive()
-            await anyio.sleep(1)
 
     with pytest.raises(Halt):
         await program()
