@@ -120,8 +120,8 @@ class Publisher:
             return False
         if isinstance(mailbox, Entries):
             self._bereft.pop(mailbox, None)
-        if isinstance(mailbox, Blocking):
-            self.hold.discard(mailbox)
+            if isinstance(mailbox, Blocking):
+                self.hold.discard(mailbox)
         return True
 
     def dismiss(self, reason: BaseException) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from contextvars import copy_context
@@ -92,6 +94,24 @@ def test_timers_of_asyncio_are_called_in_order_and_not_once_they_are_cancelled()
         at_the_same_time.append(loop.call_at(4, called.append, 8))
         await asyncio.sleep(4)
         assert called == [0, 2, 3, 6]
+
+    run(main)
+
+
+def test_timers_that_were_cancelled_keep_nothing_though_their_time_is_far_away() -> None:
+    class Thing:
+        def go(self) -> None: ...
+
+    async def main() -> None:
+        things: weakref.WeakSet[Thing] = weakref.WeakSet()
+        with anyio.fail_after(3600):  # so that these are not the next
+            for _ in range(1000):
+                thing = Thing()
+                things.add(thing)
+                asyncio.get_running_loop().call_later(86400, thing.go).cancel()
+                await anyio.lowlevel.checkpoint()
+            gc.collect()
+            assert len(things) <= 200
 
     run(main)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 from selectors import DefaultSelector
@@ -24,6 +24,10 @@ from anyio_sharedstream.testing._waiting import WaitingTask, threads_under_way, 
 __all__ = ["run_on_asyncio", "waiting_tasks"]
 
 
+#: So many timers may be kept, cancelled ones included.
+_FEW = 100
+
+
 def waiting_tasks(loop: asyncio.AbstractEventLoop) -> list[WaitingTask]:
     """Give all tasks of a loop in which none is ready: by their names, and so by age if they have none of their own."""
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: (len(task.get_name()), task.get_name()))
@@ -35,7 +39,7 @@ class _Selector(DefaultSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        self.loop.turn()
+        self.loop.watch.turn()
         due = self.loop.call_what_is_due(self.now)
         ready = super().select(0)
         if due or ready or timeout is not None:  # asyncio knows of no timers: it gives a timeout only if something can run
@@ -61,6 +65,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self._jobs: set[object] = set()
         self._timers: list[tuple[float, int, asyncio.TimerHandle, Callable[..., object], tuple[Any, ...], Any]] = []
         self._numbers = count()
+        self._many = _FEW
         super().__init__(self._virtual)
 
     def time(self) -> float:
@@ -74,11 +79,15 @@ class _Loop(asyncio.SelectorEventLoop):
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         if when < inf:  # else it never comes: `anyio.sleep_forever` sets a timer
             heappush(self._timers, (when, next(self._numbers), timer, callback, args, context))
+            if len(self._timers) > self._many:
+                self._forget_the_cancelled()
         return timer
 
-    def turn(self) -> None:
-        """A turn of the loop begins."""
-        self.watch.turn()
+    def _forget_the_cancelled(self) -> None:
+        # Not only when their time comes: a timeout of a day for each of a million events would keep all of them.
+        self._timers = [each for each in self._timers if not each[2].cancelled()]
+        heapify(self._timers)
+        self._many = max(_FEW, 2 * len(self._timers))
 
     def next_timer(self) -> float:
         """When the next timer is due; infinity if there is none."""
