@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -169,6 +170,15 @@ class Handle:
             self.outcome = self.outcome or name_of(exc)
 
 
+def leave(stream: Any, how: str) -> Callable[[], Awaitable[object]]:
+    """Leave well, badly, or by closing; gives the rest of it, which may have to wait."""
+    if how == "close":
+        stream.close()
+        return stream.aclose  # type: ignore[no-any-return]
+    error = None if how == "well" else ValueError()
+    return partial(stream.__aexit__, error and ValueError, error, None)
+
+
 class Play:
     """Plays actions. The public methods, but for `look`, are those of `Life`."""
 
@@ -199,13 +209,7 @@ class Play:
         if handle.left:
             return
         handle.left = True
-        name, stream = f"leave {handle.number}", handle.stream
-        if how == "close":
-            stream.close()
-            self._tasks.start_soon(self._wait, name, stream.aclose)
-        else:
-            error = None if how == "well" else ValueError()
-            self._tasks.start_soon(self._wait, name, stream.__aexit__, error and ValueError, error, None)
+        self._tasks.start_soon(self._wait, f"leave {handle.number}", leave(handle.stream, how))
 
     async def _wait(self, name: str, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
         await function(*arguments)

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import LogCapture
 
+from anyio_sharedstream import SharedStreamManager
 from tests.redis_support import broker as broker
 from tests.redis_support import server_port as server_port
 
@@ -41,6 +44,18 @@ def backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the library log nothing. For explorations: pytest would keep every exception of every schedule, and that is slow."""
     monkeypatch.setattr(logging.getLogger("anyio_sharedstream"), "disabled", True)
+
+
+@pytest.fixture
+def lines() -> LogCapture:
+    """What the fixture ``manager`` logs."""
+    return LogCapture()
+
+
+@pytest.fixture
+def manager(lines: LogCapture) -> SharedStreamManager:
+    """One that is still to be entered, and whose log lines are kept."""
+    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -175,17 +175,54 @@ class Handle:
             self.outcome = self.outcome or name_of(exc)
 
 
-class Play:
+class Orders:
+    """Tells an upstream what to do."""
+
+    def __init__(self, upstream: Upstream, terms: Terms) -> None:
+        self.upstream = upstream
+        self._folds = terms.fold
+        self._emitted = self._failures = 0
+
+    def emit(self, count: int) -> None:
+        if self.upstream.tell(*range(self._emitted, self._emitted + count)):
+            self._emitted += count
+
+    def poison(self) -> None:
+        if self._folds:
+            self.upstream.tell(POISON)
+
+    def fail(self) -> None:
+        if self.upstream.tell(SourceError(self._failures + 1)):
+            self._failures += 1
+
+    def exhaust(self) -> None:
+        self.upstream.tell("exhaust")
+
+    def refuse(self, count: int) -> None:
+        self.upstream.refusals = count
+
+    def slow_down(self, slow: bool) -> None:
+        self.upstream.slow = slow
+
+    def hold(self) -> None:
+        self.upstream.gate = self.upstream.gate or anyio.Event()
+
+    def let_go(self) -> None:
+        if self.upstream.gate is not None:
+            self.upstream.gate.set()
+            self.upstream.gate = None
+
+
+class Play(Orders):
     """Plays actions. The public methods are those of `Life`."""
 
     def __init__(self, terms: Terms, manager: SharedStreamManager, tasks: TaskGroup) -> None:
-        self.upstream = Upstream(terms)
+        super().__init__(Upstream(terms), terms)
         self.handles: list[Handle] = []
         self.returns: list[tuple[str, float]] = []
         self._terms = terms
         self._manager = manager
         self._tasks = tasks
-        self._emitted = self._failures = 0
 
     def join(self, wish: Wish) -> None:
         wish = self._terms.grant(wish)
@@ -220,35 +257,6 @@ class Play:
         handle = self.handles[index % len(self.handles)]
         if not handle.reads:
             handle.take(limit)
-
-    def emit(self, count: int) -> None:
-        if self.upstream.tell(*range(self._emitted, self._emitted + count)):
-            self._emitted += count
-
-    def poison(self) -> None:
-        if self._terms.fold:
-            self.upstream.tell(POISON)
-
-    def fail(self) -> None:
-        if self.upstream.tell(SourceError(self._failures + 1)):
-            self._failures += 1
-
-    def exhaust(self) -> None:
-        self.upstream.tell("exhaust")
-
-    def refuse(self, count: int) -> None:
-        self.upstream.refusals = count
-
-    def slow_down(self, slow: bool) -> None:
-        self.upstream.slow = slow
-
-    def hold(self) -> None:
-        self.upstream.gate = self.upstream.gate or anyio.Event()
-
-    def let_go(self) -> None:
-        if self.upstream.gate is not None:
-            self.upstream.gate.set()
-            self.upstream.gate = None
 
     async def let_go_at(self, time: float) -> None:
         try:

@@ -22,7 +22,7 @@ from anyio_sharedstream import (
     UpstreamSilent,
 )
 from tests import lifecycle_play
-from tests.lifecycle_play import POISON, SourceError
+from tests.ack_play import leave
 from tests.machine_contract import POLICIES, Contract, route
 from tests.machine_handle import Handle
 from tests.machine_life import Terms
@@ -54,11 +54,11 @@ def in_no_time(most: int | None, on: type[Exception] = Exception) -> Restart:
     return Restart(initial_delay=0, max_delay=0, max_restarts=most, within=inf, on=on)
 
 
-class Side:
+class Side(lifecycle_play.Orders):
     """Plays actions on a key whose events are not acknowledged. The public methods up to `exhaust` are those of `Life`."""
 
     def __init__(self, key: int, terms: Terms, manager: SharedStreamManager, tasks: TaskGroup) -> None:
-        self.upstream = Upstream(key, terms)
+        super().__init__(Upstream(key, terms), terms)
         self.handles: list[Handle] = []
         self.returns: list[tuple[str, float]] = []
         self.exited = False
@@ -66,7 +66,6 @@ class Side:
         self._terms = terms
         self._manager = manager
         self._tasks = tasks
-        self._emitted = self._failures = 0
 
     def clock(self) -> float:
         return 0.0 if self._terms.timeless else anyio.current_time()
@@ -105,13 +104,7 @@ class Side:
 
     def leave(self, index: int, how: str) -> None:
         handle = self._handle(index)
-        name, stream = f"leave {handle.number}", handle.stream
-        if how == "close":
-            stream.close()
-            self._tasks.start_soon(self._wait, name, stream.aclose)
-        else:
-            error = None if how == "well" else ValueError()
-            self._tasks.start_soon(self._wait, name, stream.__aexit__, error and ValueError, error, None)
+        self._tasks.start_soon(self._wait, f"leave {handle.number}", leave(handle.stream, how))
 
     async def _wait(self, name: str, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
         await function(*arguments)
@@ -137,35 +130,6 @@ class Side:
         handle = self._handle(index)
         if handle.scope is not None:
             handle.scope.cancel()
-
-    def emit(self, count: int) -> None:
-        if self.upstream.tell(*range(self._emitted, self._emitted + count)):
-            self._emitted += count
-
-    def poison(self) -> None:
-        if self._terms.fold:
-            self.upstream.tell(POISON)
-
-    def fail(self) -> None:
-        if self.upstream.tell(SourceError(self._failures + 1)):
-            self._failures += 1
-
-    def exhaust(self) -> None:
-        self.upstream.tell("exhaust")
-
-    def refuse(self, count: int) -> None:
-        self.upstream.refusals = count
-
-    def slow_down(self, slow: bool) -> None:
-        self.upstream.slow = slow
-
-    def hold(self) -> None:
-        self.upstream.gate = self.upstream.gate or anyio.Event()
-
-    def let_go(self) -> None:
-        if self.upstream.gate is not None:
-            self.upstream.gate.set()
-            self.upstream.gate = None
 
     async def finish(self) -> None:
         self.let_go()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -40,6 +41,19 @@ class Feed:
         """The source, with policies."""
         return SharedSource(key=self.key, open=self._play, **policies)
 
+    def closed_late(self, gate: anyio.Event) -> Callable[[], AbstractAsyncContextManager[AsyncIterable[Any]]]:
+        """What opens the source in a context manager, which then waits for a gate before it has closed (shielded)."""
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[AsyncIterable[Any]]:
+            try:
+                yield self._play()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await gate.wait()
+
+        return opened
+
     def emit(self, *events: Any) -> None:
         self._events += events
         self._news.set()
@@ -70,6 +84,36 @@ class Feed:
                 with anyio.CancelScope(shield=True):
                     await self.clean_up.wait()
             self.closed += 1
+
+
+class Busy:
+    """A source that has always something to yield: 0, 1, 2 and so on, with a turn of the event loop after each."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        """how many events have been asked for, over all openings"""
+        self.source: SharedSource[int] = SharedSource(key="busy", open=self._play)
+
+    async def _play(self) -> AsyncGenerator[int, None]:
+        n = 0
+        while True:
+            self.reads += 1
+            yield n
+            n += 1
+            await checkpoint()
+
+
+def failing_to_close(error: BaseException) -> SharedSource[str]:
+    """A source that yields one event, and whose clean-up raises."""
+
+    async def play() -> AsyncGenerator[str, None]:
+        try:
+            yield "event"
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    return SharedSource(key="feed", open=play)
 
 
 async def settle(rounds: int = 20) -> None:

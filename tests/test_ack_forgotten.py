@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import Pending, SharedStreamManager
@@ -19,16 +18,6 @@ from tests.support import idle, settle, until
 from tests.sweep import managed
 from tests.test_ack_pending import AT_ONCE, VERBS, deferred, state
 from tests.virtual_time import run
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 def forget_here(forget: Callable[[], object]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import (
@@ -23,16 +22,6 @@ from tests.support import settle, until
 from tests.sweep import managed
 from tests.test_ack_resolution import AT_ONCE, LEAVINGS, Take, leave, policies, ways
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 @policies

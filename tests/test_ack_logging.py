@@ -9,23 +9,12 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import AckTimeout, Restart, SharedStreamManager
 from tests.ack_support import Broker, acknowledgement
 from tests.support import settle
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 def told(lines: LogCapture, event: str) -> list[Any]:

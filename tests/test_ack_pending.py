@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import AckSubscription, AckTimeout, Pending, Restart, SharedStreamManager
@@ -19,16 +18,6 @@ AT_ONCE = Restart(initial_delay=0, jitter=0)
 VERBS = {"ack": "acknowledged", "fail": "failed", "reject": "rejected"}
 
 words = pytest.mark.parametrize(("say", "outcome"), [("ack", ACKED), ("fail", FAILED), ("reject", REJECTED)])
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 async def deferred(stream: AckSubscription[Any], event: Any) -> Pending:

@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from structlog.testing import LogCapture
 
 from anyio_sharedstream import (
@@ -18,16 +17,6 @@ from tests.ack_support import ACKED, FAILED, REJECTED, Broker, Counts
 from tests.support import settle
 from tests.sweep import managed
 from tests.test_ack_resolution import Take, policies, ways
-
-
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
-
-
-@pytest.fixture
-def manager(lines: LogCapture) -> SharedStreamManager:
-    return SharedStreamManager(logger=structlog.wrap_logger(None, processors=[lines]))
 
 
 def reject(stream: AckSubscription[Any]) -> None:

@@ -14,11 +14,10 @@ from typing import Any, Literal
 import anyio
 import pytest
 from anyio import CancelScope, EndOfStream, Event, create_task_group
-from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SubscriberOverflow, Subscription
 from tests.explore_support import Gate, Scenario, Ticker, at_once, cancel_soon, dawdle, follow, holds, published, subscribed
-from tests.support import Feed, idle, until
+from tests.support import Busy, Feed, idle, until
 from tests.sweep import Reader, managed
 
 pytestmark = pytest.mark.usefixtures("unlogged")
@@ -241,27 +240,19 @@ async def lesson_15_a_source_that_never_waits_starves_nobody() -> None:
 
 
 async def lesson_16_a_dead_subscriber_does_not_keep_the_upstream_busy() -> None:
-    reads = 0
-
-    async def play() -> AsyncGenerator[int, None]:
-        nonlocal reads
-        while True:
-            reads += 1
-            yield reads
-            await checkpoint()
+    busy = Busy()
 
     async def fall_behind() -> None:
-        async with manager.subscribe(source, max_buffer_size=2) as stream:
+        async with manager.subscribe(busy.source, max_buffer_size=2) as stream:
             await until(lambda: not subscribed(manager, stream))
             with pytest.raises(SubscriberOverflow):
                 await stream.receive()
 
-    source = SharedSource(key="busy", open=play)
     async with managed() as manager:
         await at_once(3, fall_behind)
         await until(lambda: idle(manager))
     # Whoever comes late, and there are three, sees three events more; so does whoever finds it closing.
-    assert reads <= 12
+    assert busy.reads <= 12
 
 
 async def lesson_17_a_cancellation_of_the_one_who_leaves_is_not_swallowed() -> None:

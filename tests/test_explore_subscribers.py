@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import SharedSource, SubscriberOverflow
 from tests.explore_support import Gate, Scenario, at_once, dawdle, holds, published, subscribed
-from tests.support import Feed
+from tests.support import Busy, Feed
 from tests.sweep import managed
 
 pytestmark = pytest.mark.usefixtures("unlogged")
@@ -24,12 +24,7 @@ pytestmark = pytest.mark.usefixtures("unlogged")
 async def lesson_06_a_slow_consumer_is_bounded_told_and_alone() -> None:
     """The others have a bound so large that being left waiting for a while does not make them slow."""
 
-    async def play() -> AsyncGenerator[int, None]:
-        n = 0
-        while True:
-            yield n
-            n += 1
-            await checkpoint()
+    source = Busy().source
 
     async def read_slowly() -> None:
         async with manager.subscribe(source, max_buffer_size=2) as stream:
@@ -47,7 +42,6 @@ async def lesson_06_a_slow_consumer_is_bounded_told_and_alone() -> None:
             first = published(manager, stream)
             assert [await stream.receive() for _ in range(50)] == list(range(first, first + 50))
 
-    source = SharedSource(key="endless", open=play)
     async with managed() as manager, create_task_group() as tasks:
         tasks.start_soon(at_once, 2, read)
         await at_once(2, read_slowly)

@@ -14,7 +14,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
-from tests.support import Feed, idle, settle, until
+from tests.support import Busy, Feed, idle, settle, until
 
 
 async def test_01_first_join_race_opens_one_upstream() -> None:
@@ -203,14 +203,7 @@ async def test_10_keys_that_nobody_holds_are_forgotten() -> None:
 async def test_11_registered_means_registered() -> None:
     """An event published between "subscribed" and "really registered" was lost."""
 
-    async def play() -> AsyncGenerator[int, None]:
-        n = 0
-        while True:
-            yield n
-            n += 1
-            await checkpoint()
-
-    source = SharedSource(key="busy", open=play)
+    source = Busy().source
     async with SharedStreamManager() as manager, manager.subscribe(source) as first:
         assert await first.receive() == 0
         for _ in range(5):
@@ -298,19 +291,10 @@ async def test_15_a_source_with_a_backlog_starves_nobody() -> None:
 
 async def test_16_a_dead_subscriber_does_not_keep_the_upstream_busy() -> None:
     """After the only subscriber had overflowed, 10,000 events were read for nobody."""
-    reads = 0
-
-    async def play() -> AsyncGenerator[int, None]:
-        nonlocal reads
-        while True:
-            reads += 1
-            yield reads
-            await checkpoint()
-
-    source = SharedSource(key="busy", open=play)
-    async with SharedStreamManager() as manager, manager.subscribe(source, max_buffer_size=2) as stream:
-        await until(lambda: reads and idle(manager))
-        assert reads < 10
+    busy = Busy()
+    async with SharedStreamManager() as manager, manager.subscribe(busy.source, max_buffer_size=2) as stream:
+        await until(lambda: busy.reads and idle(manager))
+        assert busy.reads < 10
         with pytest.raises(SubscriberOverflow):
             await stream.receive()
 

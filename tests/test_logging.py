@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import anyio
@@ -24,7 +24,7 @@ from anyio_sharedstream import (
     SubscriberOverflow,
 )
 from tests.policies_support import publish
-from tests.support import Feed, idle, settle, until
+from tests.support import Feed, failing_to_close, idle, settle, until
 from tests.virtual_time import in_virtual_time
 
 
@@ -76,14 +76,7 @@ async def overflow(manager: SharedStreamManager) -> None:
 
 
 async def fail_to_clean_up(manager: SharedStreamManager, error: BaseException) -> None:
-    async def source() -> AsyncGenerator[str, None]:
-        try:
-            yield "event"
-            await anyio.sleep_forever()
-        finally:
-            raise error
-
-    async with manager.subscribe(SharedSource(key="feed", open=source)) as stream:
+    async with manager.subscribe(failing_to_close(error)) as stream:
         assert await stream.receive() == "event"
 
 

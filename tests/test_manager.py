@@ -22,7 +22,7 @@ from anyio_sharedstream import (
     shared_source,
 )
 from tests.conftest import BACKENDS
-from tests.support import Feed, idle, settle, until
+from tests.support import Feed, failing_to_close, idle, settle, until
 from tests.sweep import drain
 
 # Its life.
@@ -401,16 +401,7 @@ async def cancelled_around(source: SharedSource[Any]) -> BaseException | None:
 
 
 async def test_a_failure_of_an_upstream_that_is_cancelled_with_all_around_it_is_told() -> None:
-    error = ValueError("broken")
-
-    async def source() -> AsyncGenerator[str, None]:
-        try:
-            yield "event"
-            await anyio.sleep_forever()
-        finally:
-            raise error
-
-    assert type(await cancelled_around(SharedSource(key="feed", open=source))) is ValueError
+    assert type(await cancelled_around(failing_to_close(ValueError("broken")))) is ValueError
 
 
 async def test_nobody_is_asked_whether_to_restart_what_was_cancelled_with_all_around_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -316,16 +316,7 @@ async def test_the_gap_wakes_its_reader_when_the_upstream_has_closed_and_not_onl
 @in_virtual_time
 async def test_one_that_comes_after_the_failure_has_missed_nothing(policy: Any) -> None:
     feed, close = Feed(), anyio.Event()
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[AsyncIterable[Any]]:
-        try:
-            yield feed.source.open()  # type: ignore[misc]
-        finally:
-            with anyio.CancelScope(shield=True):
-                await close.wait()
-
-    source = SharedSource(key="feed", open=opened, restart=Restart(initial_delay=1, jitter=0))
+    source = SharedSource(key="feed", open=feed.closed_late(close), restart=Restart(initial_delay=1, jitter=0))
     asked: Any = {"overflow": policy, "gaps": True}
     async with managed(feed) as manager, AsyncExitStack() as stack:
         stack.callback(close.set)

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import PollTerminated, SharedSource, SharedStreamManager, Subscription
 from tests.conftest import on_asyncio
-from tests.support import Feed, idle, settle, until
+from tests.support import Feed, failing_to_close, idle, settle, until
 
 Received = tuple[list[Any], Exception]
 
@@ -347,15 +347,8 @@ async def test_what_is_no_exception_and_comes_out_of_a_clean_up_leaves_the_manag
 ) -> None:
     error = make()
 
-    async def source() -> AsyncGenerator[str, None]:
-        try:
-            yield "event"
-            await anyio.sleep_forever()
-        finally:
-            raise error
-
     async def run() -> None:
-        async with SharedStreamManager() as manager, manager.subscribe(SharedSource(key="feed", open=source)) as stream:
+        async with SharedStreamManager() as manager, manager.subscribe(failing_to_close(error)) as stream:
             assert await stream.receive() == "event"
 
     with pytest.raises(type(error)) as caught:

@@ -134,16 +134,7 @@ async def test_the_last_state_is_there_too_if_the_upstream_might_have_been_resta
 @lossy
 async def test_who_came_after_the_failure_of_an_upstream_that_is_not_restarted_gets_no_state(policy: Any) -> None:
     feed, close = Feed(), anyio.Event()
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[AsyncIterable[Any]]:
-        try:
-            yield feed.source.open()  # type: ignore[misc]
-        finally:
-            with anyio.CancelScope(shield=True):
-                await close.wait()
-
-    source = SharedSource(key="feed", open=opened, fold=HISTORY, restart=Restart(on=OSError))
+    source = SharedSource(key="feed", open=feed.closed_late(close), fold=HISTORY, restart=Restart(on=OSError))
     asked: Any = {"overflow": policy, "snapshot": True}
     async with managed(feed) as manager, manager.subscribe(source, **asked):
         await publish(feed, 1)
@@ -221,16 +212,7 @@ async def test_a_restart_also_makes_a_state_obsolete_of_which_only_the_gap_was_r
 async def test_one_that_lost_everything_while_it_waits_is_woken_by_the_next_state(policy: Any, gaps: bool, batches: bool) -> None:
     """It has nothing to receive while there is no state, unless it is told of gaps."""
     feed, close = Feed(), anyio.Event()
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[AsyncIterable[Any]]:
-        try:
-            yield feed.source.open()  # type: ignore[misc]
-        finally:
-            with anyio.CancelScope(shield=True):
-                await close.wait()
-
-    source = SharedSource(key="feed", open=opened, fold=HISTORY, restart=AT_ONCE)
+    source = SharedSource(key="feed", open=feed.closed_late(close), fold=HISTORY, restart=AT_ONCE)
     asked: Any = {"overflow": policy, "max_buffer_size": 1, "gaps": gaps, "snapshot": True}
     received: list[Any] = []
 

@@ -63,8 +63,8 @@ async def impatient(stream: Any, dice: Random) -> Sequence[Any]:
 WAYS_TO_RECEIVE: list[Callable[[Any, Random], Awaitable[Sequence[Any]]]] = [single, iterated, batched, polled, impatient]
 
 
-class Life:
-    """One consumer, from its subscription to its leaving."""
+class Somebody:
+    """Wants something of a key, and has what it receives checked."""
 
     def __init__(self, world: World, record: Record, dice: Random) -> None:
         self.world = world
@@ -72,6 +72,13 @@ class Life:
         self.dice = dice
         self.wish = random_wish(record, dice)
         self.checker = make_checker(record, self.wish)
+
+
+class Life(Somebody):
+    """One consumer, from its subscription to its leaving."""
+
+    def __init__(self, world: World, record: Record, dice: Random) -> None:
+        super().__init__(world, record, dice)
         self.receive = dice.choice(WAYS_TO_RECEIVE)
         self.pace = dice.choice([0.0, 0.0, 0.1, 3.0])  # seconds for which it is busy with something, on average
         self.patience = expovariate(dice, LONG / 4, LONG)  # seconds that it stays

@@ -15,10 +15,8 @@ from anyio import move_on_after, sleep
 
 from anyio_sharedstream._subscription import Receiver
 from anyio_sharedstream.triggers import TriggerEvent, TriggerFailed, TriggerFinished, TriggerFired, TriggerRunner
-from tests.soak.checker import make_checker
-from tests.soak.consumers import LONG
+from tests.soak.consumers import LONG, Somebody
 from tests.soak.openings import Event, Record
-from tests.soak.wishes import random_wish
 from tests.soak.world import SOON, CrashError, World, expovariate
 
 
@@ -35,15 +33,11 @@ class Noted:
         return "confirmed" if self.finished and not self.fired else "unconfirmed"
 
 
-class Watcher:
+class Watcher(Somebody):
     """A trigger that shares a stream."""
 
     def __init__(self, world: World, record: Record, dice: Random) -> None:
-        self.world = world
-        self.record = record
-        self.dice = dice
-        self.wish = random_wish(record, dice)
-        self.checker = make_checker(record, self.wish)
+        super().__init__(world, record, dice)
         self.chattiness = dice.choice([0.0, 0.2, 1.0])  # the probability that it fires because of an event
         self.frailty = dice.choice([0.0, 0.02])  # the probability that it raises because of an event
         self.fired = 0
