@@ -172,6 +172,21 @@ async def test_a_lane_that_is_tried_again_holds_no_other_up_even_with_one_worker
 
 
 @in_virtual_time
+async def test_the_delays_between_tries_grow_however_short_the_longest_is() -> None:
+    broker = Broker()
+    broker.refusing[None] = ConnectionError("lost")
+    retry = Restart(initial_delay=0.125, max_delay=0.5, jitter=0)
+    async with managed() as manager, manager.subscribe(broker.source(advance_retry=retry)) as stream:
+        broker.emit(0)
+        await stream.receive()
+        finish(stream)
+        # At 0, 1/8, 3/8, 7/8 and 11/8.
+        await anyio.sleep(1.5)
+        assert broker.attempts == 5
+        del broker.refusing[None]
+
+
+@in_virtual_time
 async def test_a_success_lets_the_delays_and_the_count_of_tries_begin_anew() -> None:
     broker = Broker()
     retry = Restart(initial_delay=1, factor=10, max_delay=100, jitter=0, max_restarts=2, within=math.inf)

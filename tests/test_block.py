@@ -117,6 +117,7 @@ async def test_only_block_shortens_the_turn_of_the_source() -> None:
             manager.subscribe(source, max_buffer_size=1),
             manager.subscribe(source, max_buffer_size=2, overflow=DropOldest()),
             manager.subscribe(source, overflow=Latest()),
+            manager.subscribe(source, max_buffer_size=100, overflow=FOREVER),  # that it has room is no matter of who has left
         ]
         for other in others:
             tasks.start_soon(Reader(await other.__aenter__()).run)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyio_sharedstream import SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
+from anyio_sharedstream import Restart, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
 from tests.support import until
 
 TURN = 64
@@ -113,6 +114,18 @@ async def test_subscribers_of_all_kinds_and_sizes_keep_up_side_by_side(
             for read in (one_by_one, in_batches, as_ready, one_by_one):
                 tasks.start_soon(subscriber, read, size)
     assert runs == [list(range(TOTAL))] * 20
+
+
+@pytest.mark.parametrize("asked", [{}, {"gaps": True}], ids=["events", "events and gaps"])
+async def test_one_who_is_behind_and_takes_small_batches_falls_no_further_behind(asked: Any) -> None:
+    numbers = Numbers()
+    run: list[Any] = []
+    source = SharedSource(key="numbers", open=numbers.endlessly, restart=Restart())
+    async with SharedStreamManager() as manager, manager.subscribe(source, max_buffer_size=4 * TURN, **asked) as stream:
+        await until(lambda: numbers.published > 2 * TURN)
+        while len(run) < 20 * TURN:
+            run += await stream.receive_batch(10)
+    assert run == list(range(len(run)))
 
 
 @every_source

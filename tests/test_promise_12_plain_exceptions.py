@@ -271,6 +271,25 @@ async def test_the_first_of_several_leaves_the_manager() -> None:
         await run()
 
 
+async def test_meanwhile_nobody_can_subscribe_any_more() -> None:
+    feed = Feed()
+    said: list[str] = []
+
+    async def run() -> None:
+        async with SharedStreamManager() as manager, manager.subscribe(feed.source):
+            feed.fail(KeyboardInterrupt())
+            with anyio.CancelScope(shield=True):
+                await until(lambda: idle(manager))
+                with pytest.raises(RuntimeError) as caught:
+                    await manager.subscribe(Feed("another").source).__aenter__()
+                said.append(str(caught.value))
+            await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        await run()
+    assert said == ["the SharedStreamManager is being left: subscribe inside its `async with` block"]
+
+
 async def run_until_interrupted() -> None:
     feed = Feed()
     async with SharedStreamManager() as manager, manager.subscribe(feed.source):

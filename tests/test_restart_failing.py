@@ -84,6 +84,22 @@ async def test_only_a_life_longer_than_the_longest_delay_begins_the_delays_anew(
 
 
 @in_virtual_time
+async def test_what_was_never_live_has_not_lived_however_short_the_longest_delay() -> None:
+    opened_at: list[float] = []
+
+    def refused() -> NoReturn:
+        opened_at.append(anyio.current_time())
+        raise ConnectionError
+
+    source: SharedSource[Any] = SharedSource(
+        key="refused", open=refused, restart=Restart(initial_delay=0.125, max_delay=0.5, jitter=0)
+    )
+    async with managed() as manager, manager.subscribe(source):
+        await anyio.sleep(1.5)
+    assert opened_at == [0, 0.125, 0.375, 0.875, 1.375]
+
+
+@in_virtual_time
 async def test_too_many_restarts_in_a_while_make_the_last_error_final() -> None:
     attempts = Attempts(0, 0, 0, 0)
     terminal = await attempts.run(Restart(initial_delay=1, factor=1, jitter=0, max_restarts=2, within=2.5))
@@ -315,7 +331,7 @@ class CancelledOpening:
 async def test_what_is_cancelled_before_it_is_iterated_over_has_not_returned() -> None:
     source = SharedSource(key="feed", open=CancelledOpening, on_exhausted="end")
     async with managed() as manager, manager.subscribe(source) as stream:
-        with pytest.raises(PollTerminated, match="it was cancelled, and nobody had asked for that"):
+        with pytest.raises(PollTerminated, match="terminated: it was cancelled, and nobody had asked for that; "):
             await stream.receive()
 
 

@@ -546,3 +546,34 @@ async def test_a_scope_of_the_generators_own_may_be_cancelled_over_its_yield() -
         while "after" not in events:
             events.append(await stream.receive())
         assert set(events) <= {"before", "after"}
+
+
+class Guarded:
+    """An iterator that is no generator: holds a scope over its steps, cancels it in one of them, and meets that in the next."""
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope()
+        self._steps = 0
+
+    def __aiter__(self) -> Guarded:
+        return self
+
+    async def __anext__(self) -> str:
+        self._steps += 1
+        if self._steps == 1:
+            self._scope.__enter__()
+        if self._steps <= 64:  # then the library gives others their turn
+            if self._steps == 64:
+                self._scope.cancel()
+            return "before"
+        try:
+            await anyio.sleep_forever()
+        except get_cancelled_exc_class() as exc:
+            if not self._scope.__exit__(type(exc), exc, exc.__traceback__):
+                raise
+        return "after"
+
+
+async def test_a_scope_of_an_iterators_own_may_be_cancelled_between_its_steps() -> None:
+    async with SharedStreamManager() as manager, manager.subscribe(SharedSource(key="feed", open=Guarded)) as stream:
+        assert [await stream.receive() for _ in range(65)] == ["before"] * 64 + ["after"]
