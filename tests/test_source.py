@@ -59,6 +59,13 @@ def test_a_source_is_a_value() -> None:
         source.key = "other"  # type: ignore[misc]
 
 
+def test_a_source_says_what_it_is_made_of() -> None:
+    assert repr(SharedSource(key="feed", open=Feed, linger=5)) == (  # type: ignore[arg-type]
+        f"SharedSource(key='feed', open={Feed!r}, route_by=None, linger=5, cohort_grace=None, min_subscribers=1, "
+        "restart=None, on_exhausted='fail', replay=0, replay_max_age=None, fold=None, silence_timeout=None, close_timeout=None)"
+    )
+
+
 def test_a_source_may_be_made_with_its_type_given() -> None:
     assert SharedSource[int](key="feed", open=numbers).key == "feed"
 
