@@ -34,8 +34,11 @@ class Hold:
         self._expired = expired
         self._counts = [0] * (TURN + 1)  # how many have so much room
         self._occupied = 0  # the same as bits: of those that are set, the lowest is the least room of all
-        self._full: dict[Blocking[Any], None] = {}
-        self._deadlines: list[tuple[float, Blocking[Any]]] = []  # of those waited for, the next one last
+        self._full: dict[Blocking[Any], int] = {}  # those without room, each with its number in `_waited_for`, or -1
+        # Those that the source waits for, and the times for which, the next one last. By number, for whoever leaves in the middle
+        # of a hold is not to be kept by its deadline.
+        self._waited_for: dict[int, Blocking[Any]] = {}
+        self._deadlines: list[tuple[float, int]] = []
         self._over = False
         self._news: Event | None = None
 
@@ -60,7 +63,7 @@ class Hold:
         self._count(before, -1)
         self._count(room, 1)
         if room == 0:
-            self._full[mailbox] = None
+            self._full[mailbox] = -1
         elif before == 0:
             self._has_room(mailbox)
 
@@ -73,7 +76,7 @@ class Hold:
 
     def _has_room(self, mailbox: Blocking[Any]) -> None:
         if mailbox in self._full:
-            del self._full[mailbox]
+            self._waited_for.pop(self._full.pop(mailbox), None)
             mailbox._wait_ended()
             if not self._full:
                 self._release()
@@ -90,16 +93,18 @@ class Hold:
             return False
         self.active = True
         now = current_time()
-        for mailbox in self._full:
+        for number, mailbox in enumerate(self._full):
             mailbox._held_since = now
+            self._full[mailbox] = number
+            self._waited_for[number] = mailbox
         # If the source itself breaks off a hold, the next one goes on where that was.
-        deadlines = [(now + mailbox.up_to - mailbox._waited, mailbox) for mailbox in self._full]
-        self._deadlines = sorted(deadlines, key=lambda entry: entry[0], reverse=True)
+        deadlines = [(now + mailbox.up_to - mailbox._waited, number) for mailbox, number in self._full.items()]
+        self._deadlines = sorted(deadlines, reverse=True)
         return True
 
     def deadline(self) -> float | None:
         """When the next subscriber has been waited for long enough; None if nobody is waited for any more."""
-        while self._deadlines and self._deadlines[-1][1] not in self._full:
+        while self._deadlines and self._deadlines[-1][1] not in self._waited_for:
             self._deadlines.pop()
         return None if self._over or not self._deadlines else self._deadlines[-1][0]
 
@@ -113,8 +118,8 @@ class Hold:
         now = current_time()
         late: list[Blocking[Any]] = []
         while self._deadlines and self._deadlines[-1][0] <= now:
-            mailbox = self._deadlines.pop()[1]
-            if mailbox in self._full:
+            mailbox = self._waited_for.get(self._deadlines.pop()[1])
+            if mailbox is not None:
                 late.append(mailbox)
         if late:
             self._expired(late)
@@ -124,6 +129,7 @@ class Hold:
         self.active = False
         self.ended_at = current_time()
         self._deadlines.clear()
+        self._waited_for.clear()
         for mailbox in self._full:
             mailbox._pause_wait()
 

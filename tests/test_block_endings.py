@@ -14,7 +14,8 @@ import anyio
 import pytest
 
 from anyio_sharedstream import Block, SharedSource, SharedStreamManager, SubscriberOverflow, Subscription
-from tests.block_support import KINDS, Steps, generator, generator_in_tasks, manager_of_generator, manager_of_iterator
+from tests.block_support import KINDS, Steps, generator, generator_in_tasks, manager_of_generator, manager_of_iterator, published
+from tests.machine_play import reachable
 from tests.support import Feed, idle, settle, until
 from tests.sweep import Reader, drain, managed, noted, nothing_left
 from tests.virtual_time import in_virtual_time
@@ -331,3 +332,18 @@ async def test_a_thread_may_look_at_the_statistics_during_a_hold() -> None:
         (group,) = seen[0].groups.values()
         assert group.subscriptions[0].held_seconds == 0
         assert stream.statistics().held_seconds == 1
+
+
+async def test_who_leaves_while_others_hold_the_source_is_kept_by_nothing() -> None:
+    steps = Steps(generator)
+    async with managed() as manager:
+        streams = [await manager.subscribe(steps.source, max_buffer_size=1, overflow=FOREVER).__aenter__() for _ in range(4)]
+        await until(lambda: published(manager) == 1)
+        await settle()
+        for place in (1, 0, 1):
+            await streams.pop(place).aclose()
+            assert sorted(map(id, reachable(manager))) == sorted(map(id, streams))
+        assert steps.begun == 1
+        assert await streams[0].receive() == 0
+        await until(lambda: published(manager) == 2)
+        await manager.stop_all()

@@ -394,8 +394,31 @@ def test_an_interrupt_is_no_finding(backend: Backend) -> None:
     async def interrupted() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        explore(interrupted, backend=backend)
+    async def interrupted_in_a_task() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(interrupted)
+
+    for scenario in (interrupted, interrupted_in_a_task):
+        with pytest.raises(KeyboardInterrupt):
+            explore(scenario, backend=backend)
+
+
+@on_both
+def test_what_is_wrong_in_a_task_is_named(backend: Backend) -> None:
+    async def fails() -> None:
+        raise ValueError("its own")
+
+    async def silently() -> None:
+        raise LookupError
+
+    async def scenario() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fails)
+
+    failure = failure_of(scenario, backend)
+    assert isinstance(failure.error, ExceptionGroup)
+    assert str(failure).splitlines()[0].endswith(": ValueError: its own")
+    assert str(failure_of(silently, backend)).splitlines()[0].endswith("failed with LookupError")
 
 
 def test_what_nobody_retrieves_is_a_failure_on_asyncio() -> None:

@@ -255,3 +255,108 @@ async def test_wide(wide):
     output = run(outcomes, test, errors=1, failed=1)
     assert "the fixture 'early' is not asynchronous and asks for 'late', which is" in output
     assert "the asynchronous fixture 'wide' has the scope 'module'" in output
+
+
+def test_a_test_may_be_given_arguments_by_what_decorates_it_and_need_no_instance(outcomes: pytest.Pytester) -> None:
+    test = """
+from unittest import mock
+
+@mock.patch("os.getcwd")
+async def test_patched(getcwd, request):
+    await anyio.sleep(1)
+    assert isinstance(getcwd, mock.Mock)
+    assert request.node.name.startswith("test_patched")
+
+class TestMethods:
+    @staticmethod
+    async def test_static():
+        await anyio.sleep(86400)
+
+    @classmethod
+    async def test_class(cls):
+        await anyio.sleep(86400)
+        assert cls is TestMethods
+"""
+    run(outcomes, test, passed=6, skipped=3)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_beside_an_event_loop_of_anyios_a_test_has_the_context_of_its_fixtures(outcomes: pytest.Pytester, backend: str) -> None:
+    outcomes.makepyfile(
+        f"""
+import anyio, pytest
+from contextvars import ContextVar
+
+name = ContextVar("name", default=None)
+
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "{backend}"
+
+@pytest.fixture(scope="module")
+async def server():
+    yield 1
+
+@pytest.fixture
+def named():
+    token = name.set("Ada")
+    yield
+    name.reset(token)
+
+@pytest.mark.anyio
+async def test_before(server):
+    assert server
+
+@pytest.mark.virtual_time
+async def test_virtual(named):
+    await anyio.sleep(1)
+    assert name.get() == "Ada"
+"""
+    )
+    outcomes.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_test_beside_an_event_loop_of_anyios_can_be_interrupted(outcomes: pytest.Pytester, backend: str) -> None:
+    outcomes.makepyfile(
+        f"""
+import os, signal, anyio, pytest
+
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "{backend}"
+
+@pytest.fixture(scope="module")
+async def server():
+    yield 1
+
+@pytest.mark.anyio
+async def test_before(server):
+    assert server
+
+@pytest.mark.virtual_time
+async def test_for_ever():
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        await anyio.sleep(1)
+"""
+    )
+    done = outcomes.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    done.assert_outcomes(passed=1)
+
+
+def test_an_asynchronous_fixture_that_is_asked_for_while_the_test_runs_is_refused(outcomes: pytest.Pytester) -> None:
+    test = """
+@pytest.fixture
+async def late():
+    return 1
+
+async def test_late(request):
+    request.getfixturevalue("late")
+
+def test_other(run_in_virtual_time):
+    run_in_virtual_time(anyio.sleep, 1)
+"""
+    output = run(outcomes, test, failed=2, passed=2, skipped=2)
+    assert "the asynchronous fixture 'late' is too late: in virtual time, a test names its fixtures" in output

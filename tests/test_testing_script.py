@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import anyio
@@ -151,6 +152,13 @@ def test_what_is_no_step_is_refused_where_events_have_no_place() -> None:
         ScriptedSource(opening=ValueError())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("step", [Pause, Raise, End])
+def test_a_class_is_no_step(step: Any) -> None:
+    with pytest.raises(TypeError, match=rf"write {step.__name__}\(\.\.\.\)"):
+        ScriptedSource(1, step)
+    assert ScriptedSource(int, str).then(float).opened == 0  # of other classes it is an event
+
+
 @pytest.mark.parametrize("error", [ValueError, "lost", None])
 def test_what_cannot_be_raised_is_refused_at_once(error: Any) -> None:
     with pytest.raises(TypeError, match="an instance of an exception"):
@@ -163,7 +171,7 @@ def test_a_pause_that_cannot_be_is_refused_at_once(until: float) -> None:
         Pause(until)
 
 
-@pytest.mark.parametrize("until", ["1", None, anyio.Event])
+@pytest.mark.parametrize("until", ["1", None, anyio.Event, threading.Event()])
 def test_what_cannot_be_waited_for_is_refused_at_once(until: Any) -> None:
-    with pytest.raises(TypeError, match="something with a wait"):
+    with pytest.raises(TypeError, match="something with an asynchronous wait"):
         Pause(until)

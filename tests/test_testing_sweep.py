@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_sharedstream import SharedStreamManager
 from anyio_sharedstream.testing import Deadlock, Pause, ScriptedSource, SweptRun, _sweep, cancel_sweep, run
-from anyio_sharedstream.testing._waiting import where
+from anyio_sharedstream.testing._sweep import CancelWay
 from tests.conftest import on_asyncio
 from tests.support import settle
 
@@ -176,6 +176,61 @@ async def test_a_scenario_that_swallows_its_cancellation_is_given_up(ends: bool)
     assert any("cancelled before step 1" in note for note in caught.value.__notes__)
 
 
+async def swallows_in_its_own_scopes() -> None:
+    while True:
+        try:
+            with anyio.fail_after(1000):
+                await anyio.sleep_forever()
+        except BaseException:
+            pass
+
+
+async def swallows_in_scopes_of_the_event_loop() -> None:
+    while True:
+        with suppress(BaseException):
+            await anyio.sleep(1)
+
+
+@pytest.mark.parametrize("scenario", [swallows_in_its_own_scopes, swallows_in_scopes_of_the_event_loop])
+async def test_one_that_is_given_up_in_the_middle_of_a_scope_does_not_hide_that(scenario: Callable[[], Any]) -> None:
+    with anyio.CancelScope():
+        with pytest.raises(AssertionError, match="gone on for 10 steps after it was cancelled") as caught:
+            await cancel_sweep(scenario, ways=["scope"], max_steps=10)
+        assert any("cancelled before step 1" in note for note in caught.value.__notes__)
+        await checkpoint()
+
+
+async def test_what_fails_without_a_cancellation_says_so() -> None:
+    async def scenario() -> None:
+        await checkpoint()
+        raise ValueError("its own")
+
+    with pytest.raises(ValueError, match="its own") as caught:
+        await cancel_sweep(scenario)
+    assert caught.value.__notes__ == ["not cancelled: it had no step 3"]
+
+
+async def test_a_cancellation_that_a_scenario_makes_up_fails_the_sweep(backend_name: str) -> None:
+    async def scenario() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await checkpoint()
+            except BaseException as exc:
+                cancellation.append(exc)
+        raise cancellation[-1]
+
+    cancellation: list[BaseException] = []
+    with pytest.raises(anyio.get_cancelled_exc_class()):
+        await cancel_sweep(scenario, ways=["scope"])
+
+
+@pytest.mark.parametrize("made", [3, None])
+async def test_what_is_no_scenario_is_refused(made: Any) -> None:
+    with pytest.raises(TypeError, match=f"this one gave {made}"):
+        await cancel_sweep(lambda: made)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what is left when a loop is ended by force
 def test_a_scenario_that_hangs_is_a_deadlock_in_virtual_time(backend: str) -> None:
@@ -219,7 +274,8 @@ def test_a_consumer_is_swept_in_virtual_time(backend: str) -> None:
 
 
 @on_asyncio
-async def test_a_sweep_that_is_cancelled_leaves_no_task_behind() -> None:
+@pytest.mark.parametrize("way", ["native", "scope"])
+async def test_a_sweep_that_is_cancelled_leaves_no_task_behind(way: CancelWay) -> None:
     ended = []
 
     async def scenario() -> None:
@@ -229,27 +285,22 @@ async def test_a_sweep_that_is_cancelled_leaves_no_task_behind() -> None:
             ended.append(True)
 
     before = asyncio.all_tasks()
-    cut = _sweep.Cut("native", 99)
+    cut = _sweep.Cut(way, 99)
     with anyio.move_on_after(0.01):
         await cut.run(scenario())
     assert ended == [True]
     assert asyncio.all_tasks() == before
 
 
-async def test_where_a_swept_scenario_waits_is_known() -> None:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_a_swept_scenario_waits_is_known(backend: str) -> None:
     async def scenario() -> None:
-        await anyio.Event().wait()
+        with anyio.CancelScope(shield=True):
+            await anyio.Event().wait()
 
-    cut = _sweep.Cut("scope", 99)
-    waiting = cut.run(scenario())
-    task: list[str] = []
-
-    async def look() -> None:
-        await anyio.wait_all_tasks_blocked()
-        task.append(where(waiting))
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(look)
-        await waiting
-    assert task[0].endswith("in test_where_a_swept_scenario_waits_is_known.<locals>.scenario")
+    with pytest.raises(Deadlock) as caught:
+        run(cancel_sweep, scenario, backend=backend)
+    assert any(
+        task.where.endswith("in test_where_a_swept_scenario_waits_is_known.<locals>.scenario") for task in caught.value.waiting
+    )

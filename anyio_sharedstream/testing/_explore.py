@@ -39,7 +39,7 @@ class ScheduleFailure(AssertionError):  # noqa: N818  # the name says what happe
 
     def __init__(self, scenario: str, error: BaseException, *, backend: str, schedule: int, schedules: int, seed: int) -> None:
         super().__init__(
-            f"schedule {schedule} of {schedules} on {backend} failed with {type(error).__name__}: {error}\n"
+            f"schedule {schedule} of {schedules} on {backend} failed with {_words(error)}\n"
             f'replay with explore({scenario}, schedules=1, seed={seed}, backend="{backend}")'
         )
         self.error = error
@@ -105,7 +105,24 @@ def _explore(scenario: Scenario, backend: str, run: Callable[[Scenario, int], Sc
 
 def _run(run: Callable[[Scenario, int], Schedule], scenario: Scenario, seed: int) -> Schedule:
     with reproducible(seed):
-        return run(scenario, seed)
+        schedule = run(scenario, seed)
+    for leaf in _leaves(schedule.error):  # trio puts into groups what leaves a nursery
+        if isinstance(leaf, KeyboardInterrupt | SystemExit):
+            raise leaf
+    return schedule
+
+
+def _leaves(error: BaseException | None) -> list[BaseException]:
+    """The exception, or the members of the group and of the groups in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for member in error.exceptions for leaf in _leaves(member)]
+    return [] if error is None else [error]
+
+
+def _words(error: BaseException) -> str:
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    leaves = _leaves(error)
+    return said if leaves == [error] else f"{said}: {', '.join(map(_words, leaves))}"
 
 
 def _seeds(seed: int) -> Iterator[int]:

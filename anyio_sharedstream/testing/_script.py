@@ -5,6 +5,7 @@ Relies on the public names of the package alone: what it gives is a `SharedSourc
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -37,8 +38,10 @@ class Pause:
         if isinstance(self.until, int | float):
             if not self.until >= 0:
                 raise ValueError(f"a pause is at least 0 seconds long, not {self.until!r}")
-        elif isinstance(self.until, type) or not hasattr(self.until, "wait"):
-            raise TypeError(f"a pause is a number of seconds, or waits for something with a wait(), not for {self.until!r}")
+        elif isinstance(self.until, type | threading.Event) or not hasattr(self.until, "wait"):
+            raise TypeError(
+                f"a pause is a number of seconds, or waits for something with an asynchronous wait(), not for {self.until!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class ScriptedSource:
     :param closing: what is done while it closes. This cannot be cancelled (it is shielded), as a clean-up that takes its time.
         The upstream counts as closed afterwards, also if it raises
     :param key: the key of the source; None for one that no other source has
-    :raises TypeError: there is something other than pauses and errors in *opening* or *closing*
+    :raises TypeError: there is something other than pauses and errors in *opening* or *closing*, or a class for a step
     """
 
     def __init__(self, *events: Any, opening: Steps = (), closing: Steps = (), key: Hashable | None = None) -> None:
@@ -104,6 +107,9 @@ class ScriptedSource:
 
     def then(self, *events: Any, opening: Steps = (), closing: Steps = ()) -> ScriptedSource:
         """Add the script of the next opening; returns the source itself, so that calls can be chained."""
+        for event in events:
+            if isinstance(event, type) and issubclass(event, Pause | Raise | End):
+                raise TypeError(f"{event.__name__} is a class, and no step of a script: write {event.__name__}(...)")
         self._scripts.append(_Script(events, _checked(opening), _checked(closing)))
         return self
 

@@ -96,7 +96,9 @@ async def _sweep(scenario: Scenario, check: Callable[[SweptRun], object] | None,
         try:
             await _try(scenario, check, cut)
         except BaseException as exc:
-            exc.add_note(f"cancelled before step {step}: {_WORDS[way]}")
+            exc.add_note(
+                f"cancelled before step {step}: {_WORDS[way]}" if cut.reached else f"not cancelled: it had no step {step}"
+            )
             raise
         if not cut.reached:
             return cut.steps
@@ -107,13 +109,19 @@ async def _try(scenario: Scenario, check: Callable[[SweptRun], object] | None, c
     made = scenario()
     if isinstance(made, AbstractAsyncContextManager):
         async with made as body:
-            await cut.run(body())
+            await cut.run(_coroutine(body()))
     else:
-        await cut.run(made)
+        await cut.run(_coroutine(made))
     if check is not None:
         answer = check(SweptRun(way=cut.way, step=cut.step, completed=cut.completed, cancelled=cut.reached))
         if inspect.isawaitable(answer):
             await answer
+
+
+def _coroutine(made: object) -> Coroutine[Any, Any, object]:
+    if not isinstance(made, Coroutine):
+        raise TypeError(f"a scenario is an async function, or an async context manager that yields one; this one gave {made!r}")
+    return made
 
 
 class Cut:
@@ -123,6 +131,7 @@ class Cut:
         self.way = way
         self.step = step
         self._patience = patience
+        self._stuck: AssertionError | None = None
         self.steps = 0
         """steps that the scenario has begun"""
         self.reached = False
@@ -132,12 +141,25 @@ class Cut:
 
     async def run(self, scenario: Coroutine[Any, Any, object]) -> None:
         """Run the scenario to its end or its cancellation."""
-        if self.way in ("native", "native-woken"):
-            self._task = asyncio.get_running_loop().create_task(self._watch(scenario))
-            await _finish(self._task)
-        else:
-            with anyio.CancelScope() as self._scope:
-                await self._watch(scenario)
+        try:
+            if self.way in ("native", "native-woken"):
+                self._task = asyncio.get_running_loop().create_task(self._watch(scenario))
+                await _finish(self._task)
+            elif anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+                # In a task of its own as well: one that is given up may leave it in a scope that nobody can leave any more.
+                task = asyncio.get_running_loop().create_task(self._scoped(scenario))
+                await _finish(task)
+                task.result()  # also a cancellation, if that is not of the scope
+            else:
+                await self._scoped(scenario)
+        except BaseException:
+            if self._stuck is not None:
+                raise self._stuck from None  # what leaving the scope says of scopes within it follows from that
+            raise
+
+    async def _scoped(self, scenario: Coroutine[Any, Any, object]) -> None:
+        with anyio.CancelScope() as self._scope:
+            await self._watch(scenario)
 
     async def _watch(self, scenario: Coroutine[Any, Any, object]) -> None:
         await _Driven(self, scenario)
@@ -162,9 +184,10 @@ class Cut:
         """The scenario is about to take a step."""
         self.steps += 1
         if self.reached and self.steps > self.step + self._patience:
-            raise AssertionError(
+            self._stuck = AssertionError(
                 f"the scenario has gone on for {self._patience} steps after it was cancelled: does it swallow the cancellation?"
             )
+            raise self._stuck
         if self.steps == self.step and self.way == "scope-woken":
             self.reached = True
             self._scope.cancel()

@@ -12,10 +12,14 @@ the test, just before it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import Context, copy_context
 from functools import partial, update_wrapper
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -26,6 +30,7 @@ from anyio_sharedstream.testing._waiting import name_of
 __all__ = ["run_in_virtual_time"]
 
 MARKER = "virtual_time"
+_RUNNING = pytest.StashKey[bool]()
 _DESCRIPTION = f"{MARKER}: run the asynchronous test, and its asynchronous fixtures, in virtual time"
 
 
@@ -58,17 +63,52 @@ def _run(function: Callable[..., Awaitable[Any]], *args: Any, backend: str) -> A
     except RuntimeError:
         if began:
             raise
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: run(begin, backend=backend)).result()
+    outcome: Future[Any] = Future()
+    context = _context()
+
+    def work() -> None:
+        try:
+            outcome.set_result(context.run(lambda: run(begin, backend=backend)))
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    with _interruptible():
+        # Not waited for by anybody but this: whoever interrupts a test that goes on for ever wants to be rid of it.
+        Thread(target=work, name=begin.__qualname__, daemon=True).start()
+        return outcome.result()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the wait: trio's handler would keep the interrupt for the event loop that rests meanwhile."""
+    handler: Any = signal.getsignal(signal.SIGINT)
+    if not getattr(handler, "__module__", "").startswith("trio."):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _context() -> Context:
+    """What the test's other fixtures have put into the context, and not that there is an event loop."""
+    context = copy_context()
+    sniffio = sys.modules.get("sniffio")  # where anyio 4.11 and later may have noted it, if somebody has imported that
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
     """Have a marked asynchronous test run once on each backend, as anyio's plugin does with those that have its own marker."""
-    if collector.istestfunction(obj, name) and inspect.iscoroutinefunction(_inner(obj)):
-        marks = getattr(obj, "pytestmark", ())
+    function = obj.__func__ if isinstance(obj, staticmethod | classmethod) else obj
+    if collector.istestfunction(obj, name) and inspect.iscoroutinefunction(_inner(function)):
+        marks = getattr(function, "pytestmark", ())
         if collector.get_closest_marker(MARKER) or any(mark.name == MARKER for mark in marks):
-            pytest.mark.usefixtures("anyio_backend")(obj)
+            pytest.mark.usefixtures("anyio_backend")(function)
 
 
 class _Deferred:
@@ -93,17 +133,24 @@ class _Deferred:
         return self._value
 
 
+async def _value(argument: Any, stack: AsyncExitStack) -> Any:
+    return await argument.value(stack) if isinstance(argument, _Deferred) else argument
+
+
 async def _resolved(arguments: Mapping[str, Any], stack: AsyncExitStack) -> dict[str, Any]:
-    return {name: await each.value(stack) if isinstance(each, _Deferred) else each for name, each in arguments.items()}
+    return {name: await _value(each, stack) for name, each in arguments.items()}
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_fixture_setup(fixturedef: Any, request: Any) -> Generator[None, object, object]:
     """Defer the asynchronous fixtures of a marked test."""
     original = fixturedef.func
-    if fixturedef.scope != "function" or not _is_virtual(request.node):
+    if request._pyfuncitem.stash.get(_RUNNING, False) and _is_asynchronous(original):
+        message = f"the asynchronous fixture {fixturedef.argname!r} is too late: in virtual time, a test names its fixtures"
+        fixturedef.func = partial(_refuse, message)
+    elif fixturedef.scope != "function" or not _is_virtual(request.node):
         return (yield)
-    if _is_asynchronous(original):
+    elif _is_asynchronous(original):
         fixturedef.func = _deferring(original, request)
     else:
         # What is wrong is raised where the fixture would be: an error of a plugin is not the test's.
@@ -144,6 +191,7 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> Generator[None, object, object]:
     test = _inner(pyfuncitem.obj)
     fixtures = {name: value for name, value in pyfuncitem.funcargs.items() if isinstance(value, _Deferred)}
     virtual = _in_virtual_time(test, fixtures, _backend(pyfuncitem.funcargs["anyio_backend"]))
+    pyfuncitem.stash[_RUNNING] = True
     if not hasattr(pyfuncitem.obj, "hypothesis"):
         pyfuncitem.obj = virtual
         return (yield)
@@ -167,12 +215,11 @@ def _in_virtual_time(
     test: Callable[..., Awaitable[object]], fixtures: Mapping[str, _Deferred], backend: str
 ) -> Callable[..., None]:
     def virtual(*args: Any, **kwargs: Any) -> None:
-        arguments = inspect.signature(test).bind(*args, **kwargs).arguments  # hypothesis passes them by their positions
-
         async def with_fixtures() -> None:
             async with AsyncExitStack() as stack:
                 await _resolved(fixtures, stack)  # also those that the test does not name
-                await test(**await _resolved(arguments, stack))
+                positional = [await _value(each, stack) for each in args]  # hypothesis passes them so
+                await test(*positional, **await _resolved(kwargs, stack))
 
         _run(update_wrapper(with_fixtures, test), backend=backend)
 
