@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -31,6 +30,9 @@ __all__ = ["run_in_virtual_time"]
 
 MARKER = "virtual_time"
 _RUNNING = pytest.StashKey[bool]()
+
+#: The name of sniffio's context variable, in which anyio notes the event loop where sniffio is installed.
+_EVENT_LOOP = "current_async_library_cvar"
 _DESCRIPTION = f"{MARKER}: run the asynchronous test, and its asynchronous fixtures, in virtual time"
 
 
@@ -95,9 +97,9 @@ def _interruptible() -> Iterator[None]:
 def _context() -> Context:
     """What the test's other fixtures have put into the context, and not that there is an event loop."""
     context = copy_context()
-    sniffio = sys.modules.get("sniffio")  # where anyio 4.11 and later may have noted it, if somebody has imported that
-    if sniffio is not None:
-        context.run(sniffio.current_async_library_cvar.set, None)
+    for variable in context:
+        if variable.name == _EVENT_LOOP:
+            context.run(variable.set, None)
     return context
 
 
