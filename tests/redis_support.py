@@ -17,7 +17,7 @@ from anyio_sharedstream import AdvanceItem, AdvanceOutcome
 from anyio_sharedstream.adapters.redis_streams import RedisStreamEvent, RedisStreamProducer
 
 #: Far more than anything here takes: it ends a test that hangs, and measures nothing.
-PATIENCE = 30.0
+PATIENCE = 100.0
 
 ACKED = AdvanceOutcome(acked=2, failed=0, rejected=0, released=1)
 FAILED = AdvanceOutcome(acked=1, failed=1, rejected=0, released=0)

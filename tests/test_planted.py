@@ -5,6 +5,8 @@ Others, one for each lesson, are planted for exploration in `test_explore_plante
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 import pytest
 
 from tests import plants
@@ -23,12 +25,17 @@ PLANTED: list[Plant] = [
     plants.leave_a_route_in_the_index,
 ]
 
+#: How often the programs are played, until one fails. trio draws lots for the order of what is ready together, and some bugs show
+#: in a few programs only, and in each of these every other time: once in a while all of them miss it.
+ROUNDS = 20
+
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_makes_the_state_machine_fail(plant: Plant, backend: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
-        found = next((number for number in range(PROGRAMS) if failure(backend, *written(backend, number)) is not None), None)
+        numbers = chain.from_iterable(repeat(range(PROGRAMS), ROUNDS))
+        found = next((number for number in numbers if failure(backend, *written(backend, number)) is not None), None)
     assert found is not None
     assert failure(backend, *written(backend, found)) is None  # which the library stands
